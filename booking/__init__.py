@@ -1,0 +1,6 @@
+"""The domain of a taxi booking system: it knows nothing of HTTP.
+
+Read it in this order: `time_window`, `bookings`, `drivers`, then the three
+ports (`calendars`, `ledgers`, `rosters`), then the strategies behind them
+(`detection/`, `prevention/`, `allocation/`).
+"""

@@ -1,0 +1,99 @@
+"""`Booking`, its states, and what each state may become."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from booking.drivers import MAIN_FLEET
+from booking.errors import IllegalTransition
+from booking.time_window import TimeWindow
+
+
+class BookingState(StrEnum):
+    """Where a booking stands in its life."""
+
+    HELD = "held"
+    """Time is held while the rider makes up their mind; the hold will expire."""
+    CONFIRMED = "confirmed"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    NO_SHOW = "no_show"
+
+    @property
+    def active(self) -> bool:
+        """Whether a booking in this state keeps others out of its time.
+
+        A completed trip does not: a driver who comes back twenty minutes late
+        has completed it all the same, and no rule about calendars may forbid
+        the report of what happened.
+        """
+        return self in ACTIVE_STATES
+
+
+ACTIVE_STATES = frozenset({BookingState.HELD, BookingState.CONFIRMED, BookingState.IN_PROGRESS})
+
+TRANSITIONS: Mapping[BookingState, frozenset[BookingState]] = {
+    BookingState.HELD: frozenset({BookingState.CONFIRMED, BookingState.CANCELLED}),
+    BookingState.CONFIRMED: frozenset(
+        {BookingState.IN_PROGRESS, BookingState.CANCELLED, BookingState.NO_SHOW}
+    ),
+    BookingState.IN_PROGRESS: frozenset({BookingState.COMPLETED, BookingState.CANCELLED}),
+    BookingState.COMPLETED: frozenset(),
+    BookingState.CANCELLED: frozenset(),
+    BookingState.NO_SHOW: frozenset(),
+}
+"""From each state, the states it may become. Nothing leaves a final state, so
+time that was given back is never taken again by a booking come back to life."""
+
+
+def check_transition(present: BookingState, wanted: BookingState) -> None:
+    """Raise `IllegalTransition`, naming what is allowed, unless `present` may become `wanted`."""
+    allowed = TRANSITIONS[present]
+    if wanted not in allowed:
+        options = ", ".join(sorted(allowed)) or "nothing: it is final"
+        raise IllegalTransition(
+            f"A booking that is {present} cannot become {wanted}; it can become {options}.",
+            field="state",
+        )
+
+
+def sources_of(wanted: BookingState) -> frozenset[BookingState]:
+    """The states that may become `wanted`."""
+    return frozenset(state for state, allowed in TRANSITIONS.items() if wanted in allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class BookingRequest:
+    """What a rider asks for: `window`, with `driver_id` or (None) any free driver of `fleet`."""
+
+    rider_id: int
+    window: TimeWindow
+    driver_id: int | None = None
+    fleet: str = MAIN_FLEET
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """A rider's claim on a driver's time, from `start` to a *predicted* end.
+
+    The end is a prediction until the trip is over. `actual_start` and
+    `actual_end` say what happened and are kept apart from what was promised.
+    """
+
+    id: int
+    driver_id: int
+    rider_id: int
+    state: BookingState
+    start: datetime
+    predicted_end: datetime
+    created_at: datetime
+    actual_start: datetime | None = None
+    actual_end: datetime | None = None
+    cancel_reason: str | None = None
+
+    @property
+    def window(self) -> TimeWindow:
+        """The trip as booked, `[start, predicted_end)`."""
+        return TimeWindow(self.start, self.predicted_end)

@@ -1,0 +1,106 @@
+"""Everything the domain can refuse, under one root.
+
+The docstring of an error is its default message, so the class, the message a
+user reads and the documentation of the problem cannot drift apart. An error
+that is about one input carries the name of that input in `field`.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from booking.calendars import Held
+
+
+class TaxiError(Exception):
+    """The request could not be carried out."""
+
+    def __init__(self, message: str = "", *, field: str | None = None) -> None:
+        self.message = message or self.default_message()
+        self.field = field
+        super().__init__(self.message)
+
+    @classmethod
+    def default_message(cls) -> str:
+        """First line of the docstring."""
+        return (cls.__doc__ or cls.__name__).partition("\n")[0]
+
+
+class InvalidInput(TaxiError):
+    """A value breaks a rule of the domain."""
+
+
+class NaiveInstant(InvalidInput):
+    """An instant must carry its offset from UTC, as in 2026-03-08T09:00:00Z."""
+
+
+class EmptyWindow(InvalidInput):
+    """A time window must end after it starts."""
+
+
+class NotFound(TaxiError):
+    """There is nothing with that id."""
+
+
+class UnknownDriver(NotFound):
+    """There is no driver with that id."""
+
+
+class UnknownRider(NotFound):
+    """There is no rider with that id."""
+
+
+class UnknownBooking(NotFound):
+    """There is no booking with that id."""
+
+
+class Refused(TaxiError):
+    """The request is valid, but the present state of things forbids it."""
+
+
+class BookingConflict(Refused):
+    """The driver already has a booking in that time."""
+
+    def __init__(self, message: str = "", *, conflicts: Sequence["Held"] = ()) -> None:
+        super().__init__(message, field="start")
+        self.conflicts = tuple(conflicts)
+
+
+class NoDriverFree(Refused):
+    """No driver is free for the whole of that time."""
+
+
+class DriverRetired(Refused):
+    """The driver has retired and takes no more bookings."""
+
+
+class DriverStillBooked(Refused):
+    """The driver still has bookings that are not finished."""
+
+
+class IllegalTransition(Refused):
+    """The booking's state does not allow that step."""
+
+
+class KeyInUse(Refused):
+    """A request with this idempotency key is still running."""
+
+
+class KeyReused(InvalidInput):
+    """This idempotency key was used before with a different request."""
+
+
+class Unavailable(TaxiError):
+    """The system of record cannot answer right now; try again shortly."""
+
+
+class Contended(Unavailable):
+    """Too many requests fight for the same time; try again shortly."""
+
+
+class LedgerBusy(Unavailable):
+    """Every connection to the system of record is in use; try again shortly."""
+
+
+class LedgerLost(Unavailable):
+    """The system of record cannot be reached; whether the request was recorded is not known."""

@@ -1,0 +1,56 @@
+"""Port `Ledger`: the system of record for every driver. Asynchronous, atomic, durable.
+
+A `Calendar` answers a query. A ledger takes a *command*: record this booking
+unless it overlaps another, and do both in one step. A shared
+`has_conflict() -> bool` would put a gap between the look and the write, and the
+interface itself would be the race.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+from booking.bookings import Booking, BookingRequest, BookingState
+
+
+class Claim(StrEnum):
+    """What a prevention recipe promises. The tests hold it to that in both directions."""
+
+    NOTHING = "nothing"
+    """It double-books when two ask at once, and must be caught doing so."""
+    ONE_PROCESS = "safe within one process"
+    ACROSS_PROCESSES = "safe across processes"
+
+
+class Ledger(Protocol):
+    """Records bookings, so that no driver is ever double-booked (as far as it claims).
+
+    Every method is one transaction: when it returns, what it did is durable;
+    when it raises, nothing was done, save for `LedgerLost`, which means that
+    the answer was lost and nobody knows. Every method may raise `Unavailable`.
+    """
+
+    async def book(self, request: BookingRequest) -> Booking:
+        """Record the booking or refuse it.
+
+        Raises `BookingConflict` with the bookings in the way, `NoDriverFree`
+        when any driver would do and none is free, `DriverRetired`,
+        `UnknownDriver` or `UnknownRider`.
+        """
+        ...
+
+    async def change_state(
+        self,
+        booking_id: int,
+        wanted: BookingState,
+        *,
+        at: datetime | None = None,
+        reason: str | None = None,
+    ) -> Booking:
+        """Take one step in the booking's life; time that becomes free is free at once.
+
+        `at` is the actual start or end, now if omitted. Raises `UnknownBooking`,
+        `IllegalTransition`, or `InvalidInput` when the actual end would not be
+        after the actual start.
+        """
+        ...

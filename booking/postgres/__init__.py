@@ -1,0 +1,1 @@
+"""What the recipes stand on: tables, engine, the transaction, the embedded server."""
