@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from booking.drivers import MAIN_FLEET
-from booking.errors import IllegalTransition
+from booking.errors import IllegalTransition, TooLong
 from booking.time_window import TimeWindow
 
 
@@ -48,6 +48,10 @@ TRANSITIONS: Mapping[BookingState, frozenset[BookingState]] = {
 time that was given back is never taken again by a booking come back to life."""
 
 
+LONGEST = timedelta(hours=24)
+"""The longest booking. Whoever looks for what overlaps a window looks back this far."""
+
+
 def check_transition(present: BookingState, wanted: BookingState) -> None:
     """Raise `IllegalTransition`, naming what is allowed, unless `present` may become `wanted`."""
     allowed = TRANSITIONS[present]
@@ -66,12 +70,19 @@ def sources_of(wanted: BookingState) -> frozenset[BookingState]:
 
 @dataclass(frozen=True, slots=True)
 class BookingRequest:
-    """What a rider asks for: `window`, with `driver_id` or (None) any free driver of `fleet`."""
+    """What a rider asks for: `window`, with `driver_id` or (None) any free driver of `fleet`.
+
+    Raises `TooLong` for a window of more than `LONGEST`.
+    """
 
     rider_id: int
     window: TimeWindow
     driver_id: int | None = None
     fleet: str = MAIN_FLEET
+
+    def __post_init__(self) -> None:
+        if self.window.duration > LONGEST:
+            raise TooLong(field="predicted_end")
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,10 @@ class EmptyWindow(InvalidInput):
     """A time window must end after it starts."""
 
 
+class TooLong(InvalidInput):
+    """A booking lasts at most 24 hours."""
+
+
 class NotFound(TaxiError):
     """There is nothing with that id."""
 

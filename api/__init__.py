@@ -1,0 +1,1 @@
+"""The Litestar application: the booking service over HTTP, and its command line."""

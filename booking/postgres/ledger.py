@@ -1,0 +1,223 @@
+"""`PostgresLedger`: what every prevention recipe shares, and the port `Allocator`.
+
+A recipe is a subclass in `booking/prevention/` that says how to *record* a
+booking within a transaction, which isolation it runs under, whether its table
+has the exclusion constraint, and what it claims. The transaction itself, the
+choice of a driver and the life of a booking are the same for all of them and
+stand here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import ClassVar, Protocol
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking.bookings import Booking, BookingRequest, BookingState, check_transition
+from booking.drivers import Driver, Rider, check_zone
+from booking.errors import DriverStillBooked, InvalidInput, UnknownBooking, UnknownDriver
+from booking.ledgers import Claim
+from booking.postgres import reads
+from booking.postgres.database import Database, Isolation
+from booking.postgres.tables import (
+    BOOKING_COLUMNS,
+    DRIVER_COLUMNS,
+    RIDER_COLUMNS,
+    active,
+    booking_of,
+    bookings,
+    driver_of,
+    drivers,
+    rider_of,
+    riders,
+)
+from booking.time_window import utc
+
+Record = Callable[[AsyncConnection, BookingRequest], Awaitable[Booking]]
+"""Records a booking for the driver that the request names, or raises `BookingConflict`."""
+
+_CLOCK_SKEW = timedelta(minutes=1)
+
+
+class Allocator(Protocol):
+    """Port: finds a free driver in SQL and books them, inside the ledger's transaction."""
+
+    async def allocate(
+        self, connection: AsyncConnection, request: BookingRequest, record: Record
+    ) -> Booking:
+        """Book any free driver of the request's fleet, through `record`, which decides.
+
+        Raises `NoDriverFree` if at some moment of the call no driver was free,
+        and `Contended` if every driver that looked free was taken by others.
+        """
+        ...
+
+
+class PostgresLedger(ABC):
+    """A `Ledger` on PostgreSQL; subclasses say how a booking is recorded."""
+
+    claim: ClassVar[Claim]
+    isolation: ClassVar[Isolation] = "READ COMMITTED"
+    constrained: ClassVar[bool]
+    """Whether the recipe rests on the exclusion constraint, and so needs it in the table."""
+
+    def __init__(self, database: Database, allocator: Allocator) -> None:
+        self.database = database
+        self.allocator = allocator
+
+    @abstractmethod
+    async def record(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
+        """Record a booking for `request.driver_id` unless it overlaps.
+
+        Raises as `Ledger.book` does, and leaves the transaction usable, as the
+        allocator then offers the booking to another driver.
+        """
+
+    async def transact[T](self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run `work` in one transaction of the recipe's isolation; see `Database.transact`."""
+        return await self.database.transact(work, isolation=self.isolation)
+
+    async def book(self, request: BookingRequest) -> Booking:
+        """Record the booking or refuse it, as `Ledger.book` says."""
+        return await self.transact(lambda connection: self.book_in(connection, request))
+
+    async def book_in(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
+        """Do the work of `book`, inside a transaction that is under way."""
+        if request.driver_id is None:
+            return await self.allocator.allocate(connection, request, self.record)
+        return await self.record(connection, request)
+
+    async def change_state(
+        self,
+        booking_id: int,
+        wanted: BookingState,
+        *,
+        at: datetime | None = None,
+        reason: str | None = None,
+    ) -> Booking:
+        """Take one step in the booking's life, as `Ledger.change_state` says."""
+        return await self.transact(
+            lambda connection: change_state_in(connection, booking_id, wanted, at, reason)
+        )
+
+
+async def insert_booking(connection: AsyncConnection, request: BookingRequest) -> Booking:
+    """Insert a confirmed booking for the named driver, with no look at anything else."""
+    statement = (
+        insert(bookings)
+        .values(
+            driver_id=request.driver_id,
+            rider_id=request.rider_id,
+            state=BookingState.CONFIRMED,
+            during=reads.range_of(request.window),
+        )
+        .returning(*BOOKING_COLUMNS)
+    )
+    return booking_of((await connection.execute(statement)).one())
+
+
+async def change_state_in(
+    connection: AsyncConnection,
+    booking_id: int,
+    wanted: BookingState,
+    at: datetime | None = None,
+    reason: str | None = None,
+) -> Booking:
+    """Do the work of `change_state`, inside a transaction that is under way."""
+    locked = await connection.execute(
+        select(*BOOKING_COLUMNS, func.now())
+        .where(bookings.c.id == booking_id)
+        .with_for_update(key_share=True)
+    )
+    row = locked.one_or_none()
+    if row is None:
+        raise UnknownBooking(f"There is no booking {booking_id}.", field="booking_id")
+    *columns, now = row
+    present = booking_of(columns)
+    check_transition(present.state, wanted)
+    happened_at = now if at is None else utc(at, "at")
+    if happened_at > now + _CLOCK_SKEW:
+        raise InvalidInput("What happened cannot lie in the future.", field="at")
+    values: dict[str, object] = {"state": wanted}
+    if wanted is BookingState.IN_PROGRESS:
+        values["actual_start"] = happened_at
+    if wanted is BookingState.COMPLETED:
+        if present.actual_start is not None and happened_at <= present.actual_start:
+            raise InvalidInput("A trip must end after it started.", field="at")
+        values["actual_end"] = happened_at
+    if wanted is BookingState.CANCELLED:
+        values["cancel_reason"] = reason
+    changed = await connection.execute(
+        update(bookings)
+        .where(bookings.c.id == booking_id)
+        .values(values)
+        .returning(*BOOKING_COLUMNS)
+    )
+    return booking_of(changed.one())
+
+
+async def add_driver(connection: AsyncConnection, name: str, fleet: str, zone: str) -> Driver:
+    """Add a driver. Raises `InvalidInput` for an unknown zone."""
+    added = await connection.execute(
+        insert(drivers)
+        .values(name=name, fleet=fleet, zone=check_zone(zone))
+        .returning(*DRIVER_COLUMNS)
+    )
+    return driver_of(added.one())
+
+
+async def change_driver(
+    connection: AsyncConnection, driver_id: int, *, name: str | None, zone: str | None
+) -> Driver:
+    """Change what is not None. Raises `UnknownDriver`, or `InvalidInput` for an unknown zone."""
+    changes = {"name": name, "zone": None if zone is None else check_zone(zone)}
+    values = {column: value for column, value in changes.items() if value is not None}
+    if not values:
+        return await reads.driver(connection, driver_id)
+    changed = await connection.execute(
+        update(drivers).where(drivers.c.id == driver_id).values(values).returning(*DRIVER_COLUMNS)
+    )
+    row = changed.one_or_none()
+    if row is None:
+        raise UnknownDriver(f"There is no driver {driver_id}.", field="driver_id")
+    return driver_of(row)
+
+
+async def retire_driver(connection: AsyncConnection, driver_id: int) -> Driver:
+    """Retire a driver with no active booking; a driver who has retired stays as they are.
+
+    Raises `UnknownDriver`, or `DriverStillBooked` naming how many bookings are left.
+    """
+    # FOR UPDATE, not the weaker lock of an ordinary change: whoever books holds FOR KEY
+    # SHARE on this row, so nobody can slip a booking in between the look and the write.
+    locked = await connection.execute(
+        select(*DRIVER_COLUMNS).where(drivers.c.id == driver_id).with_for_update()
+    )
+    row = locked.one_or_none()
+    if row is None:
+        raise UnknownDriver(f"There is no driver {driver_id}.", field="driver_id")
+    if driver_of(row).retired_at is not None:
+        return driver_of(row)
+    left = await connection.scalar(
+        select(func.count()).select_from(bookings).where(bookings.c.driver_id == driver_id, active)
+    )
+    if left:
+        raise DriverStillBooked(
+            f"Driver {driver_id} still has {left} unfinished bookings; cancel or complete them.",
+            field="driver_id",
+        )
+    retired = await connection.execute(
+        update(drivers)
+        .where(drivers.c.id == driver_id)
+        .values(retired_at=func.now())
+        .returning(*DRIVER_COLUMNS)
+    )
+    return driver_of(retired.one())
+
+
+async def add_rider(connection: AsyncConnection, name: str) -> Rider:
+    """Add a rider."""
+    added = await connection.execute(insert(riders).values(name=name).returning(*RIDER_COLUMNS))
+    return rider_of(added.one())

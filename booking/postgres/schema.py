@@ -1,0 +1,145 @@
+"""Brings a database to the schema: created if missing, migrated, fitted to a recipe.
+
+A recipe is studied on a database that has *its* constraints and no others: with
+the exclusion constraint left in place, even the bug looks safe.
+"""
+
+import asyncio
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+import migrations
+from booking.errors import TaxiError
+from booking.postgres.database import parse_url, sqlstate_of
+from booking.postgres.tables import NO_DOUBLE_BOOKING
+from booking.strategies import Act, find
+
+SHIPPED = "exclusion_upsert"
+"""The prevention recipe that the service runs on unless told otherwise."""
+
+_UNCONSTRAINED_INDEX = "bookings_by_during"
+_ONE_AT_A_TIME = 0x7A78_1001  # the advisory lock of whoever changes the schema
+
+
+class SchemaError(TaxiError):
+    """The database could not be brought to the schema."""
+
+
+def url_for(url: str, prevention: str) -> str:
+    """The address of the database that belongs to a recipe.
+
+    The shipped recipe has the named one. Any other gets one of its own beside
+    it, so that an unsafe recipe never touches real bookings.
+    """
+    parsed = parse_url(url)
+    name = parsed.database if prevention == SHIPPED else f"{parsed.database}_{prevention}"
+    return parsed.set(database=name).render_as_string(hide_password=False)
+
+
+def prepare(url: str, prevention: str = SHIPPED) -> str:
+    """Create, migrate and fit the recipe's database; return its address.
+
+    Safe to run from several processes at once, and again. Raises `SchemaError`
+    when the server cannot be reached or does not allow it.
+    """
+    own_url = url_for(url, prevention)
+    try:
+        asyncio.run(_prepare(own_url, prevention))
+    except (OSError, TimeoutError) as error:
+        parsed = parse_url(own_url)
+        raise SchemaError(
+            f"PostgreSQL at {parsed.host}:{parsed.port or 5432} does not answer ({error})."
+        ) from error
+    except DBAPIError as error:
+        raise SchemaError(f"PostgreSQL refused: {error.orig}") from error
+    return own_url
+
+
+async def _prepare(url: str, prevention: str) -> None:
+    await _create_if_missing(url)
+    engine = create_async_engine(parse_url(url), poolclass=NullPool)
+    try:
+        await migrate(engine)
+        await _fit(engine, constrained=find(Act.PREVENTION, prevention).load().constrained)
+    finally:
+        await engine.dispose()
+
+
+async def migrate(engine: AsyncEngine, revision: str = "head", *, down: bool = False) -> None:
+    """Bring the database up to `revision`, or `down` to it ("base" is before the first)."""
+    config = _config()
+
+    def run(connection: Connection) -> None:
+        # A session's lock, as every migration has a transaction of its own.
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _ONE_AT_A_TIME})
+        connection.commit()
+        config.attributes["connection"] = connection
+        (command.downgrade if down else command.upgrade)(config, revision)
+        connection.commit()
+
+    async with engine.connect() as connection:
+        await connection.run_sync(run)
+
+
+async def _create_if_missing(url: str) -> None:
+    parsed = parse_url(url)
+    probe = create_async_engine(parsed, poolclass=NullPool)
+    try:
+        async with probe.connect():
+            return
+    except DBAPIError as error:
+        if sqlstate_of(error) != "3D000":  # invalid_catalog_name: there is no such database
+            raise
+    finally:
+        await probe.dispose()
+    maintenance = create_async_engine(
+        parsed.set(database="postgres"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+    )
+    name = maintenance.dialect.identifier_preparer.quote_identifier(parsed.database or "")
+    try:
+        async with maintenance.connect() as connection:
+            await connection.execute(text(f"CREATE DATABASE {name}"))
+    except DBAPIError as error:
+        # Somebody else was quicker: duplicate_database, or unique_violation inside it.
+        if sqlstate_of(error) not in {"42P04", "23505"}:
+            raise
+    finally:
+        await maintenance.dispose()
+
+
+async def _fit(engine: AsyncEngine, *, constrained: bool) -> None:
+    """Swap the exclusion constraint for a plain index over the same columns, if unwanted."""
+    if constrained:
+        return
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ONE_AT_A_TIME}
+        )
+        await connection.execute(
+            text(f"ALTER TABLE bookings DROP CONSTRAINT IF EXISTS {NO_DOUBLE_BOOKING}")
+        )
+        await connection.execute(
+            text(
+                f"CREATE INDEX IF NOT EXISTS {_UNCONSTRAINED_INDEX} ON bookings"
+                " USING gist (driver_id, during)"
+                " WHERE (state IN ('held', 'confirmed', 'in_progress'))"
+            )
+        )
+
+
+def head() -> str:
+    """The newest revision there is."""
+    return ScriptDirectory.from_config(_config()).get_current_head() or ""
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    return config

@@ -1,0 +1,1 @@
+"""Real and synthetic demand, driven through the running API, and what it measured."""
