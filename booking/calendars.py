@@ -5,8 +5,8 @@ is out of date as soon as it is answered. So nothing here records a booking: see
 `booking.ledgers` for that.
 """
 
-from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import NamedTuple, Protocol
 
 from booking.time_window import TimeWindow
@@ -60,15 +60,21 @@ def free_gaps(
     calendar: Calendar, within: TimeWindow, at_least: timedelta = timedelta(0)
 ) -> list[TimeWindow]:
     """The parts of `within` in which nothing is held, in order, each no shorter than `at_least`."""
-    gaps: list[TimeWindow] = []
+    return list(gaps_between(calendar.conflicts(within), within, at_least))
+
+
+def gaps_between(
+    taken: Iterable[Held], within: TimeWindow, at_least: timedelta = timedelta(0)
+) -> Iterator[TimeWindow]:
+    """The parts of `within` that lie between the windows of `taken`, in order.
+
+    `taken` comes in order of start; its windows may overlap each other. Gaps
+    shorter than `at_least` are left out.
+    """
     free_from = within.start
-
-    def close_gap(until: datetime) -> None:
-        if free_from < until and until - free_from >= at_least:
-            gaps.append(TimeWindow(free_from, until))
-
-    for held in calendar.conflicts(within):
-        close_gap(held.window.start)
-        free_from = held.window.end
-    close_gap(within.end)
-    return gaps
+    for held in taken:
+        if free_from < held.window.start and held.window.start - free_from >= at_least:
+            yield TimeWindow(free_from, held.window.start)
+        free_from = max(free_from, held.window.end)
+    if free_from < within.end and within.end - free_from >= at_least:
+        yield TimeWindow(free_from, within.end)

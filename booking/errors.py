@@ -58,6 +58,10 @@ class UnknownBooking(NotFound):
     """There is no booking with that id."""
 
 
+class UnknownProblem(NotFound):
+    """There is no problem of that name."""
+
+
 class Refused(TaxiError):
     """The request is valid, but the present state of things forbids it."""
 

@@ -80,6 +80,8 @@ class TimeWindow:
 
     def moved_to(self, start: datetime) -> Self:
         """A window of the same duration that begins at `start`."""
+        # Added to a local time, a duration would be counted on the wall clock.
+        start = utc(start, "start")
         return type(self)(start, start + self.duration)
 
     def __str__(self) -> str:

@@ -75,6 +75,13 @@ class PostgresLedger(ABC):
         allocator then offers the booking to another driver.
         """
 
+    async def offer(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
+        """Record a booking for one of several drivers that would do; raises as `record` does.
+
+        A recipe overrides this if it must let go of a driver who was refused.
+        """
+        return await self.record(connection, request)
+
     async def transact[T](self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work` in one transaction of the recipe's isolation; see `Database.transact`."""
         return await self.database.transact(work, isolation=self.isolation)
@@ -86,7 +93,7 @@ class PostgresLedger(ABC):
     async def book_in(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
         """Do the work of `book`, inside a transaction that is under way."""
         if request.driver_id is None:
-            return await self.allocator.allocate(connection, request, self.record)
+            return await self.allocator.allocate(connection, request, self.offer)
         return await self.record(connection, request)
 
     async def change_state(
@@ -127,7 +134,9 @@ async def change_state_in(
 ) -> Booking:
     """Do the work of `change_state`, inside a transaction that is under way."""
     locked = await connection.execute(
-        select(*BOOKING_COLUMNS, func.now())
+        # Not now(), which is when the transaction began: it may have waited for this row,
+        # and a trip must not seem to end before the step it waited for.
+        select(*BOOKING_COLUMNS, func.clock_timestamp())
         .where(bookings.c.id == booking_id)
         .with_for_update(key_share=True)
     )
@@ -159,10 +168,14 @@ async def change_state_in(
 
 
 async def add_driver(connection: AsyncConnection, name: str, fleet: str, zone: str) -> Driver:
-    """Add a driver. Raises `InvalidInput` for an unknown zone."""
+    """Add a driver. Raises `InvalidInput` for an empty name or fleet, or an unknown zone."""
     added = await connection.execute(
         insert(drivers)
-        .values(name=name, fleet=fleet, zone=check_zone(zone))
+        .values(
+            name=_not_empty(name, "name"),
+            fleet=_not_empty(fleet, "fleet"),
+            zone=check_zone(zone),
+        )
         .returning(*DRIVER_COLUMNS)
     )
     return driver_of(added.one())
@@ -171,9 +184,15 @@ async def add_driver(connection: AsyncConnection, name: str, fleet: str, zone: s
 async def change_driver(
     connection: AsyncConnection, driver_id: int, *, name: str | None, zone: str | None
 ) -> Driver:
-    """Change what is not None. Raises `UnknownDriver`, or `InvalidInput` for an unknown zone."""
-    changes = {"name": name, "zone": None if zone is None else check_zone(zone)}
-    values = {column: value for column, value in changes.items() if value is not None}
+    """Change what is not None.
+
+    Raises `UnknownDriver`, or `InvalidInput` for an empty name or an unknown zone.
+    """
+    values = {}
+    if name is not None:
+        values["name"] = _not_empty(name, "name")
+    if zone is not None:
+        values["zone"] = check_zone(zone)
     if not values:
         return await reads.driver(connection, driver_id)
     changed = await connection.execute(
@@ -218,6 +237,14 @@ async def retire_driver(connection: AsyncConnection, driver_id: int) -> Driver:
 
 
 async def add_rider(connection: AsyncConnection, name: str) -> Rider:
-    """Add a rider."""
-    added = await connection.execute(insert(riders).values(name=name).returning(*RIDER_COLUMNS))
+    """Add a rider. Raises `InvalidInput` for an empty name."""
+    added = await connection.execute(
+        insert(riders).values(name=_not_empty(name, "name")).returning(*RIDER_COLUMNS)
+    )
     return rider_of(added.one())
+
+
+def _not_empty(text: str, field: str) -> str:
+    if not text:
+        raise InvalidInput("It must not be empty.", field=field)
+    return text

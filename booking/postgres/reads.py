@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
 
-from sqlalchemy import select, text, tuple_
+from sqlalchemy import DateTime, Interval, literal, select, text, tuple_
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
@@ -28,7 +28,7 @@ from booking.postgres.tables import (
     riders,
     starts,
 )
-from booking.time_window import TimeWindow
+from booking.time_window import TimeWindow, utc
 
 
 def overlaps(window: TimeWindow) -> ColumnElement[bool]:
@@ -63,11 +63,15 @@ async def driver(connection: AsyncConnection, driver_id: int) -> Driver:
     return driver_of(row)
 
 
-async def named_driver(connection: AsyncConnection, request: BookingRequest) -> int:
+async def named_driver(
+    connection: AsyncConnection, request: BookingRequest, *, alone: bool = False
+) -> int:
     """The driver whom the request names, once driver and rider are known to be able to book.
 
     The driver's row is held `FOR KEY SHARE` until the transaction ends: the lock
-    that the insert's foreign key takes anyway, and that `retire_driver` waits for.
+    that the insert's foreign key takes anyway, and that `retire_driver` waits
+    for. `alone=True` holds it `FOR NO KEY UPDATE`, which one transaction can do
+    at a time.
 
     Raises `UnknownDriver`, `DriverRetired` or `UnknownRider`.
     """
@@ -75,7 +79,7 @@ async def named_driver(connection: AsyncConnection, request: BookingRequest) -> 
         await connection.execute(
             select(drivers.c.retired_at)
             .where(drivers.c.id == request.driver_id)
-            .with_for_update(read=True, key_share=True)
+            .with_for_update(read=not alone, key_share=True)
         )
     ).one_or_none()
     if row is None:
@@ -108,13 +112,22 @@ async def booking(connection: AsyncConnection, booking_id: int) -> Booking:
 
 @dataclass(frozen=True, slots=True)
 class BookingFilter:
-    """Which bookings to list; None does not narrow."""
+    """Which bookings to list; None does not narrow.
+
+    Raises `NaiveInstant` for a `start` or `end` without an offset.
+    """
 
     driver_id: int | None = None
     rider_id: int | None = None
     state: BookingState | None = None
     start: datetime | None = None
     end: datetime | None = None
+    fleet: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("start", "end"):
+            if (instant := getattr(self, field)) is not None:
+                object.__setattr__(self, field, utc(instant, field))
 
 
 async def list_bookings(
@@ -134,9 +147,14 @@ async def list_bookings(
         statement = statement.where(bookings.c.state == wanted.state)
     if wanted.start is not None:
         # The second bound follows from the first, and lets the index skip the past.
-        statement = statement.where(predicted_ends > wanted.start, starts > wanted.start - LONGEST)
+        # PostgreSQL subtracts, as its calendar goes further back than Python's.
+        longest_before = literal(wanted.start, DateTime(timezone=True)) - literal(LONGEST, Interval)
+        statement = statement.where(predicted_ends > wanted.start, starts > longest_before)
     if wanted.end is not None:
         statement = statement.where(starts < wanted.end)
+    if wanted.fleet is not None:
+        of_fleet = select(drivers.c.id).where(drivers.c.fleet == wanted.fleet)
+        statement = statement.where(bookings.c.driver_id.in_(of_fleet))
     if after is not None:
         statement = statement.where(tuple_(starts, bookings.c.id) > after)
     return [booking_of(row) for row in await connection.execute(statement)]

@@ -5,18 +5,21 @@ the exclusion constraint left in place, even the bug looks safe.
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import migrations
-from booking.errors import TaxiError
+from booking.errors import TaxiError, Unavailable
 from booking.postgres.database import parse_url, sqlstate_of
 from booking.postgres.tables import NO_DOUBLE_BOOKING
 from booking.strategies import Act, find
@@ -40,7 +43,8 @@ def url_for(url: str, prevention: str) -> str:
     """
     parsed = parse_url(url)
     name = parsed.database if prevention == SHIPPED else f"{parsed.database}_{prevention}"
-    return parsed.set(database=name).render_as_string(hide_password=False)
+    own = parsed.set(drivername="postgresql", database=name)
+    return own.render_as_string(hide_password=False)
 
 
 def prepare(url: str, prevention: str = SHIPPED) -> str:
@@ -50,24 +54,43 @@ def prepare(url: str, prevention: str = SHIPPED) -> str:
     when the server cannot be reached or does not allow it.
     """
     own_url = url_for(url, prevention)
-    try:
+    with plainly_told(own_url):
         asyncio.run(_prepare(own_url, prevention))
-    except (OSError, TimeoutError) as error:
-        parsed = parse_url(own_url)
-        raise SchemaError(
-            f"PostgreSQL at {parsed.host}:{parsed.port or 5432} does not answer ({error})."
-        ) from error
-    except DBAPIError as error:
-        raise SchemaError(f"PostgreSQL refused: {error.orig}") from error
     return own_url
 
 
+@contextmanager
+def plainly_told(url: str) -> Iterator[None]:
+    """Raise `SchemaError`, in words for whoever runs the server, for what goes wrong at `url`."""
+    try:
+        yield
+    except Unavailable as error:
+        raise SchemaError(_told(url, error.__cause__ or error)) from error
+    except (OSError, TimeoutError, DBAPIError, CommandError) as error:
+        raise SchemaError(_told(url, error)) from error
+
+
+def _told(url: str, error: BaseException) -> str:
+    if isinstance(error, CommandError):
+        return f"The database cannot be migrated: {error}."
+    if isinstance(error, DBAPIError):
+        return f"PostgreSQL refused: {error.orig}"
+    parsed = parse_url(url)
+    return f"PostgreSQL at {parsed.host}:{parsed.port or 5432} does not answer ({error})."
+
+
 async def _prepare(url: str, prevention: str) -> None:
+    constrained = find(Act.PREVENTION, prevention).load().constrained
     await _create_if_missing(url)
     engine = create_async_engine(parse_url(url), poolclass=NullPool)
     try:
         await migrate(engine)
-        await _fit(engine, constrained=find(Act.PREVENTION, prevention).load().constrained)
+        if not constrained:
+            async with engine.begin() as connection:
+                await connection.execute(
+                    text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ONE_AT_A_TIME}
+                )
+                await unconstrain(connection)
     finally:
         await engine.dispose()
 
@@ -80,9 +103,14 @@ async def migrate(engine: AsyncEngine, revision: str = "head", *, down: bool = F
         # A session's lock, as every migration has a transaction of its own.
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _ONE_AT_A_TIME})
         connection.commit()
-        config.attributes["connection"] = connection
-        (command.downgrade if down else command.upgrade)(config, revision)
-        connection.commit()
+        try:
+            config.attributes["connection"] = connection
+            (command.downgrade if down else command.upgrade)(config, revision)
+            connection.commit()
+        finally:
+            connection.rollback()
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _ONE_AT_A_TIME})
+            connection.commit()
 
     async with engine.connect() as connection:
         await connection.run_sync(run)
@@ -114,24 +142,18 @@ async def _create_if_missing(url: str) -> None:
         await maintenance.dispose()
 
 
-async def _fit(engine: AsyncEngine, *, constrained: bool) -> None:
-    """Swap the exclusion constraint for a plain index over the same columns, if unwanted."""
-    if constrained:
-        return
-    async with engine.begin() as connection:
-        await connection.execute(
-            text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ONE_AT_A_TIME}
+async def unconstrain(connection: AsyncConnection) -> None:
+    """Swap the exclusion constraint for a plain index over the same columns."""
+    await connection.execute(
+        text(f"ALTER TABLE bookings DROP CONSTRAINT IF EXISTS {NO_DOUBLE_BOOKING}")
+    )
+    await connection.execute(
+        text(
+            f"CREATE INDEX IF NOT EXISTS {_UNCONSTRAINED_INDEX} ON bookings"
+            " USING gist (driver_id, during)"
+            " WHERE (state IN ('held', 'confirmed', 'in_progress'))"
         )
-        await connection.execute(
-            text(f"ALTER TABLE bookings DROP CONSTRAINT IF EXISTS {NO_DOUBLE_BOOKING}")
-        )
-        await connection.execute(
-            text(
-                f"CREATE INDEX IF NOT EXISTS {_UNCONSTRAINED_INDEX} ON bookings"
-                " USING gist (driver_id, during)"
-                " WHERE (state IN ('held', 'confirmed', 'in_progress'))"
-            )
-        )
+    )
 
 
 def head() -> str:
@@ -141,5 +163,6 @@ def head() -> str:
 
 def _config() -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    folder = str(Path(migrations.__file__).parent)
+    config.set_main_option("script_location", folder.replace("%", "%%"))  # % interpolates
     return config

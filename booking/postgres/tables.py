@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Connection,
     DateTime,
     ForeignKey,
     Identity,
@@ -20,8 +21,10 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    event,
     func,
     literal_column,
+    text,
 )
 from sqlalchemy.dialects.postgresql import TSTZRANGE, ExcludeConstraint
 from sqlalchemy.sql.elements import ColumnElement
@@ -126,6 +129,31 @@ idempotency_keys = Table(
     Column("created_at", _INSTANT, nullable=False, server_default=func.now()),
     Index("idempotency_keys_created_at", "created_at"),
 )
+
+
+@event.listens_for(metadata, "before_create")
+def _create_stamp(_metadata: MetaData, connection: Connection, **_: object) -> None:
+    connection.execute(
+        text("""
+            CREATE FUNCTION stamp_changed_in() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                NEW.changed_in := pg_current_xact_id()::text::bigint;
+                RETURN NEW;
+            END $$
+        """)
+    )
+
+
+@event.listens_for(drivers, "after_create")
+@event.listens_for(bookings, "after_create")
+def _stamp_changes(table: Table, connection: Connection, **_: object) -> None:
+    connection.execute(
+        text(
+            f"CREATE TRIGGER {table.name}_changed BEFORE UPDATE ON {table.name}"
+            " FOR EACH ROW EXECUTE FUNCTION stamp_changed_in()"
+        )
+    )
+
 
 starts: ColumnElement[Any] = func.lower(bookings.c.during, type_=_INSTANT)
 """When a booking starts."""

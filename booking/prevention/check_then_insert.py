@@ -17,8 +17,8 @@ and both insert.
 
 Costs
 -----
-Two index look-ups and one insert, O(log N) for N bookings in the table, in
-three round trips.
+Index look-ups and one insert, O(log N) for N bookings in the table, in four
+round trips (driver, rider, bookings, insert).
 
 Breaks when
 -----------

@@ -91,10 +91,9 @@ def _insert(request: BookingRequest) -> ReturningInsert[Any]:
             literal(BookingState.CONFIRMED.value, Text),
             literal(reads.range_of(request.window), TSTZRANGE),
         )
+        .join_from(drivers, riders, riders.c.id == literal(request.rider_id, BigInteger))
         .where(
-            drivers.c.id == literal(request.driver_id, BigInteger),
-            drivers.c.retired_at.is_(None),
-            riders.c.id == literal(request.rider_id, BigInteger),
+            drivers.c.id == literal(request.driver_id, BigInteger), drivers.c.retired_at.is_(None)
         )
         .with_for_update(read=True, key_share=True, of=drivers)
     )

@@ -1,0 +1,185 @@
+"""What every test stands on: one real PostgreSQL a session, one empty database a test.
+
+The server is always the embedded one, whatever `DATABASE_URL` says: the tests
+stop backends and drop databases, and do not do that to somebody's own.
+
+Asynchronous tests are marked `pytest.mark.anyio`; their fixtures share their loop.
+"""
+
+import asyncio
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from booking.postgres import schema
+from booking.postgres.database import Database, parse_url
+from booking.postgres.embedded import EmbeddedPostgres
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedPostgres]:
+    """A server in a directory of its own; it goes with the session.
+
+    It is not safe against a power cut, for speed, and sees a deadlock sooner.
+    """
+    # Not pytest's own: it is private, so for root the data would lie elsewhere, and stay.
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        settings = {
+            "fsync": "off",
+            "full_page_writes": "off",
+            "max_connections": "200",
+            "deadlock_timeout": "50ms",
+        }
+        with EmbeddedPostgres(Path(name), settings=settings) as running:
+            yield running
+
+
+@pytest.fixture(scope="session")
+def template_of(server: EmbeddedPostgres) -> Callable[[str], str]:
+    """The name of a migrated database, fitted to a recipe, to make copies of."""
+    base = _beside(server.url, "template")
+
+    @cache
+    def prepare(prevention: str) -> str:
+        return parse_url(schema.prepare(base, prevention)).database or ""
+
+    return prepare
+
+
+@pytest.fixture
+def fresh_url(new_database: Callable[[str], str]) -> str:
+    """The address of an empty, migrated database, as the shipped recipe wants it."""
+    return new_database(schema.SHIPPED)
+
+
+@pytest.fixture
+def new_database(
+    server: EmbeddedPostgres, template_of: Callable[[str], str]
+) -> Iterator[Callable[[str], str]]:
+    """Makes an empty, migrated database fitted to a recipe; answers its address."""
+    with _copies(server, template_of) as make:
+        yield make
+
+
+@pytest.fixture
+async def database(fresh_url: str) -> AsyncIterator[Database]:
+    """A pool of connections to a database as the shipped recipe wants it."""
+    opened = Database(fresh_url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def execute() -> Callable[..., Awaitable[None]]:
+    """`await execute(url, statement, …)`: what no part of the product would do to a database."""
+    return _execute
+
+
+@dataclass(frozen=True, slots=True)
+class RunningService:
+    """`taxi serve` in a process of its own."""
+
+    address: str
+    process: subprocess.Popen[str]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., RunningService]]:
+    """`serve(url, *options)` runs `taxi serve` on that database and waits until it answers."""
+    with _services() as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def service(
+    server: EmbeddedPostgres, template_of: Callable[[str], str]
+) -> Iterator[RunningService]:
+    """A running service on a database that the tests of one file share."""
+    with _copies(server, template_of) as make, _services() as start:
+        yield start(make(schema.SHIPPED))
+
+
+@contextmanager
+def _services() -> Iterator[Callable[..., RunningService]]:
+    taxi = str(Path(sys.executable).parent / "taxi")
+    with ExitStack() as stack:
+
+        def start(url: str, *options: str, port: int | None = 0) -> RunningService:
+            chosen = () if port is None else ("--port", str(port))
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [taxi, "serve", *chosen, *options],
+                    env=os.environ | {"DATABASE_URL": url},
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                )
+            )
+            stack.callback(process.terminate)
+            assert process.stdout is not None
+            announced = process.stdout.readline()
+            found = re.match(r"Serving on (http://\S+)", announced)
+            assert found, f"taxi serve said {announced!r}"
+            return RunningService(found.group(1), process)
+
+        yield start
+
+
+async def _execute(url: str, *statements: str) -> None:
+    """Run statements one by one on a connection of their own."""
+    connection = await asyncpg.connect(url)
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@contextmanager
+def _copies(
+    server: EmbeddedPostgres, template_of: Callable[[str], str]
+) -> Iterator[Callable[[str], str]]:
+    made: list[str] = []
+
+    def copy(prevention: str) -> str:
+        name = f"test_{next(_numbers)}"
+        template = template_of(prevention)
+        asyncio.run(_execute(server.url, f"CREATE DATABASE {name} TEMPLATE {template}"))
+        made.append(name)
+        return _beside(server.url, name)
+
+    def make(prevention: str) -> str:
+        # In a thread, as the test that asks may be running in an event loop.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(copy, prevention).result()
+
+    try:
+        yield make
+    finally:
+        drops = [f"DROP DATABASE IF EXISTS {name} WITH (FORCE)" for name in made]
+        asyncio.run(_execute(server.url, *drops))
+
+
+def _beside(url: str, name: str) -> str:
+    own = parse_url(url).set(drivername="postgresql", database=name)
+    return own.render_as_string(hide_password=False)
