@@ -1,0 +1,188 @@
+"""`create_app(settings)`: the composition root. Nothing is opened at import."""
+
+import asyncio
+import gc
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from importlib.metadata import version
+
+from litestar import Litestar, get
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
+from litestar.openapi.spec import License, Tag
+from litestar.response import Redirect
+from litestar_offline_docs import generate_static_files_config
+
+from api import metrics
+from api.idempotency import Commands, forget_keys
+from api.problems import on_bug, on_domain_error, on_http_error
+from api.requests import StrictRequest, refuse_unknown_parameters
+from api.routes.availability import AvailabilityController
+from api.routes.bookings import BookingsController
+from api.routes.drivers import DriversController
+from api.routes.operations import HealthController, MetricsController, ProblemsController
+from api.routes.riders import RidersController
+from api.service import Service
+from api.settings import Settings, read_settings
+from booking.allocation.ask_then_offer import AskThenOffer
+from booking.errors import TaxiError, Unavailable
+from booking.fleet_index import FleetIndex
+from booking.postgres.advice import Advice
+from booking.postgres.database import Database
+from booking.postgres.follower import Follower
+from booking.strategies import Act, find
+
+logger = logging.getLogger(__name__)
+
+BODY_BYTES_MAX = 64 * 1024
+_FORGET_INTERVAL_S = 3_600
+_STATIC = "/docs-assets"
+_DESCRIPTION = """
+Books drivers, and never the same driver twice for the same time.
+
+* Windows are half-open, `[start, end)`: a trip that ends at ten and one that begins at ten
+  do not conflict.
+* Instants are RFC 3339 with an offset from UTC; one without is refused.
+* What is refused is answered with a problem (RFC 9457); `GET /problems` lists them.
+* Send an `Idempotency-Key` with whatever must not happen twice, and repeat the request
+  under the same key when the answer was lost.
+"""
+
+
+def create_app(settings: Settings) -> Litestar:
+    """The service on the database that `settings` name, which must have been prepared.
+
+    Raises `InvalidInput` for a strategy or a database address that there is none of.
+    """
+    service = _service(settings)
+
+    @asynccontextmanager
+    async def lifespan(_app: Litestar) -> AsyncIterator[None]:
+        async with service.follower.running():
+            helpers = [
+                asyncio.create_task(metrics.watch(service.database, service.follower)),
+                asyncio.create_task(_forget_old_keys(service)),
+            ]
+            _tune_the_collector()
+            try:
+                yield
+            finally:
+                for helper in helpers:
+                    helper.cancel()
+                for helper in helpers:
+                    with suppress(asyncio.CancelledError):
+                        await helper
+        for database in (service.database, service.follower.database):
+            await database.close()
+
+    return Litestar(
+        route_handlers=[
+            DriversController,
+            RidersController,
+            BookingsController,
+            AvailabilityController,
+            HealthController,
+            ProblemsController,
+            MetricsController,
+            _to_the_docs,
+        ],
+        dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
+        request_class=StrictRequest,
+        before_request=refuse_unknown_parameters,
+        exception_handlers={
+            TaxiError: on_domain_error,
+            HTTPException: on_http_error,
+            Exception: on_bug,
+        },
+        lifespan=[lifespan],
+        middleware=[metrics.REQUESTS.middleware],
+        openapi_config=_openapi(),
+        static_files_config=[generate_static_files_config(_STATIC)],
+        request_max_body_size=BODY_BYTES_MAX,
+        logging_config=None,  # whoever runs the service decides where its log goes
+    )
+
+
+@get("/", include_in_schema=False)
+async def _to_the_docs() -> Redirect:
+    return Redirect("/docs")
+
+
+def from_environment() -> Litestar:
+    """The service as the environment describes it: what a server process is pointed at."""
+    return create_app(read_settings())
+
+
+def _service(settings: Settings) -> Service:
+    database = _database(settings, pool_size=settings.pool_size)
+    ledger = find(Act.PREVENTION, settings.prevention).load()(database, AskThenOffer())
+    index = FleetIndex(
+        find(Act.DETECTION, settings.calendar).load(), find(Act.ALLOCATION, settings.roster).load()
+    )
+    # One connection of its own: a poll must not queue behind the requests.
+    follower = Follower(_database(settings, pool_size=1), index)
+    return Service(
+        settings, database, ledger, follower, Advice(database, follower), Commands(ledger)
+    )
+
+
+def _database(settings: Settings, *, pool_size: int) -> Database:
+    return Database(
+        settings.database_url,
+        pool_size=pool_size,
+        waiting_max=settings.waiting_max,
+        wait_s_max=settings.wait_s_max,
+        statement_s_max=settings.statement_s_max,
+    )
+
+
+def _openapi() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="Taxi booking",
+        version=version("taxi-booking"),
+        description=_DESCRIPTION,
+        license=License(name="MIT", identifier="MIT"),
+        use_handler_docstrings=True,
+        path="/docs",
+        render_plugins=[
+            SwaggerRenderPlugin(
+                path="/",
+                favicon="",  # the default comes from another host
+                js_url=f"{_STATIC}/swagger-ui-bundle.js",
+                css_url=f"{_STATIC}/swagger-ui.css",
+                standalone_preset_js_url=f"{_STATIC}/swagger-ui-standalone-preset.js",
+            ),
+            JsonRenderPlugin(),
+        ],
+        tags=[
+            Tag("bookings", "Book, look, cancel, start, complete."),
+            Tag("drivers", "The fleet, each driver's agenda and free time."),
+            Tag("riders", "Who books."),
+            Tag("availability", "Who is free, across the fleet."),
+            Tag("operations", "For whoever watches over the service."),
+            Tag("problems", "What the `type` of a problem means."),
+        ],
+    )
+
+
+async def _forget_old_keys(service: Service) -> None:
+    while True:
+        try:
+            await forget_keys(service.database, timedelta(hours=service.settings.idempotency_hours))
+        except Unavailable as error:
+            logger.warning("Old idempotency keys stay for now: %s", error)
+        await asyncio.sleep(_FORGET_INTERVAL_S)
+
+
+def _tune_the_collector() -> None:
+    """What is alive now lives for good: keep the collector from walking it again and again.
+
+    With the collector's defaults the slowest hundredth of requests waits for it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)

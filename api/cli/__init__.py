@@ -1,0 +1,59 @@
+"""`taxi`, the one command line. Each command is a file here and is loaded when it is called."""
+
+import importlib
+import sys
+from typing import override
+
+import rich_click as click
+from rich.console import Console
+from rich.markup import escape
+
+from booking.errors import InvalidInput, TaxiError
+
+COMMANDS = (
+    "serve",
+    "replay",
+    "demand",
+    "strategies",
+    "audit",
+    "bench",
+    "db",
+)
+
+
+class _Lazy(click.RichGroup):
+    """A group that imports a command's file when the command is wanted."""
+
+    @override
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    @override
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"api.cli.{cmd_name}").command
+        return command
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="taxi-booking")
+def taxi() -> None:
+    """A taxi booking system that never double-books."""
+
+
+def main() -> None:
+    """Run the command line. What the domain refuses is one line on stderr, and no traceback."""
+    try:
+        status = taxi(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except TaxiError as error:
+        where = f"{error.field}: " if error.field else ""
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"[bold red]taxi:[/] {escape(where + error.message)}")
+        sys.exit(2 if isinstance(error, InvalidInput) else 1)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,162 @@
+"""One table: what the domain refuses, as an HTTP problem (RFC 9457).
+
+The type of a problem is the name of the error's class, its title the class's
+docstring, so a new error of the domain needs no entry here unless its status
+differs from its parent's.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.params import ParameterKwarg
+
+from api.structs import FieldError, Problem
+from booking.errors import (
+    InvalidInput,
+    KeyInUse,
+    NaiveInstant,
+    NotFound,
+    Refused,
+    TaxiError,
+    Unavailable,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class MalformedBody(InvalidInput):
+    """The body is not valid JSON."""
+
+
+class UnsupportedBody(InvalidInput):
+    """The body must be application/json."""
+
+
+STATUS: Mapping[type[TaxiError], HTTPStatus] = {
+    MalformedBody: HTTPStatus.BAD_REQUEST,
+    UnsupportedBody: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    NaiveInstant: HTTPStatus.BAD_REQUEST,
+    InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
+    NotFound: HTTPStatus.NOT_FOUND,
+    Refused: HTTPStatus.CONFLICT,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    TaxiError: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+"""An error has the status of the nearest of its classes that is listed here."""
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+
+_encode = msgspec.json.Encoder().encode
+
+
+def slug_of(error: type[TaxiError]) -> str:
+    """The last part of the type of a problem: `booking-conflict` for `BookingConflict`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", error.__name__).lower()
+
+
+def status_of(error: type[TaxiError]) -> HTTPStatus:
+    """The status that an error is answered with."""
+    return next(
+        STATUS[each] for each in error.__mro__ if issubclass(each, TaxiError) and each in STATUS
+    )
+
+
+def problem_of(error: TaxiError) -> Problem:
+    """The problem that an error of the domain is answered with."""
+    return Problem(
+        type=f"/problems/{slug_of(type(error))}",
+        title=error.default_message(),
+        status=status_of(type(error)),
+        detail=error.message,
+        errors=[FieldError(error.field, error.message)] if error.field else msgspec.UNSET,
+    )
+
+
+def headers_of(status: int, error: Exception | None = None) -> dict[str, str]:
+    """The headers that go with a problem."""
+    if status == HTTPStatus.SERVICE_UNAVAILABLE or isinstance(error, KeyInUse):
+        return {"Retry-After": str(RETRY_AFTER_S)}
+    return {}
+
+
+def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response[bytes]:
+    """The response that carries a problem."""
+    return Response(
+        _encode(problem), status_code=problem.status, media_type=MEDIA_TYPE, headers=headers
+    )
+
+
+def on_domain_error(_request: Request[Any, Any, Any], error: TaxiError) -> Response[bytes]:
+    """Answer what the domain refused."""
+    problem = problem_of(error)
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.warning("%s: %s", problem.type, error.__cause__ or error)
+    return problem_response(problem, headers_of(problem.status, error))
+
+
+def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    """Answer what Litestar refused: no such route or method, a parameter that does not fit."""
+    if isinstance(error, ValidationException):
+        return problem_response(_wrong_parameters(request, error))
+    status = HTTPStatus(error.status_code)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return on_bug(request, error)
+    problem = Problem(
+        type="about:blank", title=status.phrase, status=status, detail=_detail(error, status)
+    )
+    return problem_response(problem, error.headers)
+
+
+def on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Answer what nobody foresaw, and say in the log what it was."""
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    return problem_response(
+        Problem(
+            type="about:blank",
+            title=status.phrase,
+            status=status,
+            detail="The service failed to answer. Its log says why.",
+        )
+    )
+
+
+def _detail(error: HTTPException, status: HTTPStatus) -> str:
+    return error.detail if error.detail != status.phrase else status.description or status.phrase
+
+
+def _wrong_parameters(request: Request[Any, Any, Any], error: ValidationException) -> Problem:
+    given: list[Any] = error.extra if isinstance(error.extra, list) else []
+    errors = [_field_error(request, each) for each in given]
+    missing = re.match(r"Missing required \w+ parameter '(.+?)'", error.detail)
+    if missing:
+        errors = [FieldError(missing.group(1), "It is required.")]
+    return Problem(
+        type=f"/problems/{slug_of(InvalidInput)}",
+        title=InvalidInput.default_message(),
+        status=HTTPStatus.UNPROCESSABLE_ENTITY,
+        detail=" ".join(f"{each.field}: {each.rule}" for each in errors) or error.detail,
+        errors=errors or msgspec.UNSET,
+    )
+
+
+def _field_error(request: Request[Any, Any, Any], given: Mapping[str, str]) -> FieldError:
+    key = given.get("key", "")
+    if key == "data":  # what a handler calls the body
+        return FieldError("body", "A JSON body is required.")
+    field = request.route_handler.parsed_fn_signature.parameters.get(key)
+    declared = field.kwarg_definition if field is not None else None
+    name = declared.name if isinstance(declared, ParameterKwarg) else None
+    return FieldError(name or key, given.get("message", "").rstrip(".") + ".")
+
+
+async def explain_plainly(error: TaxiError) -> Problem:
+    """The problem of an error that has no more to say than its message."""
+    return problem_of(error)

@@ -1,0 +1,91 @@
+"""How a request is read: strictly.
+
+Litestar converts leniently, which is right for query strings, where all is
+text, and wrong for JSON: `"7"` would pass for a number and `1700000000` for an
+instant. A body is decoded here instead, straight into its struct.
+"""
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, override
+
+import msgspec
+from litestar import Request
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import QueryParameter
+
+from api.problems import MalformedBody, UnsupportedBody
+from api.structs import ID_MAX
+from booking.errors import InvalidInput
+
+_INSTANT = QueryParameter(
+    description="RFC 3339 with its offset from UTC; write + as %2B.",
+    schema_extra={"format": "date-time", "examples": ["2026-12-01T09:00:00Z"]},
+)
+InstantQuery = Annotated[str, _INSTANT]
+# The parameter is declared around the whole union: within it, its rules would be lost.
+OptionalInstantQuery = Annotated[str | None, _INSTANT]
+OptionalIdQuery = Annotated[int | None, QueryParameter(ge=1, le=ID_MAX)]
+OptionalFleetQuery = Annotated[
+    str | None, QueryParameter(max_length=100, description="Only drivers of this fleet.")
+]
+LimitQuery = Annotated[int, QueryParameter(ge=1, le=1_000, description="At most so many items.")]
+
+
+def parse_instant(text: str, field: str) -> datetime:
+    """The instant in a query parameter; `InvalidInput`, naming `field`, if it is none."""
+    try:
+        return msgspec.convert(text, datetime)
+    except msgspec.ValidationError:
+        raise InvalidInput(
+            f"{text!r} is not an instant such as 2026-12-01T09:00:00Z"
+            " (write + as %2B in an address).",
+            field=field,
+        ) from None
+
+
+class StrictRequest(Request[Any, Any, Any]):
+    """A request whose JSON body is decoded strictly into the type that its handler names."""
+
+    @override
+    async def json(self) -> Any:
+        content_type, _ = self.content_type
+        if content_type != "application/json":
+            raise UnsupportedBody(field="Content-Type")
+        field = self.route_handler.parsed_data_field
+        try:
+            return msgspec.json.decode(
+                await self.body(), type=Any if field is None else field.annotation
+            )
+        except msgspec.ValidationError as error:
+            rule, _, path = str(error).partition(" - at `$")
+            raise _wrong_field(rule, path.strip("`.")) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise MalformedBody(f"The body is not valid JSON: {error}.") from None
+
+
+def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
+    """Raise `InvalidInput` for a query parameter that the handler does not take.
+
+    A misspelt filter would otherwise be taken for none at all.
+    """
+    if not request.query_params or not isinstance(request.route_handler, HTTPRouteHandler):
+        return
+    known = [
+        field.kwarg_definition.name or name
+        for name, field in request.route_handler.parsed_fn_signature.parameters.items()
+        if isinstance(field.kwarg_definition, QueryParameter)
+    ]
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidInput(
+                f"There is no such parameter here; there is {', '.join(known) or 'none'}.",
+                field=name,
+            )
+
+
+def _wrong_field(rule: str, path: str) -> InvalidInput:
+    """The error for what msgspec found wrong at `path`; it names a missing field in the rule."""
+    named = re.search(r"field `([^`]*)`", rule)
+    field = path or (named.group(1) if named else "body")
+    return InvalidInput(f"{rule}.", field=field)

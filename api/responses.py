@@ -1,0 +1,54 @@
+"""The answers that a route documents beside the one it hopes for."""
+
+from http import HTTPStatus
+
+from litestar.datastructures import ResponseHeader
+from litestar.openapi.datastructures import ResponseSpec
+
+from api.problems import MEDIA_TYPE
+from api.structs import BookingProblem, Problem
+
+_DESCRIPTIONS = {
+    HTTPStatus.BAD_REQUEST: "The body is not JSON, or an instant carries no offset.",
+    HTTPStatus.NOT_FOUND: "There is nothing with that id.",
+    HTTPStatus.CONFLICT: "The present state of things forbids it.",
+    HTTPStatus.CONTENT_TOO_LARGE: "The body is too large.",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is not application/json.",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "A field breaks a rule; `errors` names both.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "The service cannot answer now; see `Retry-After`.",
+}
+
+LOCATION = ResponseHeader(
+    name="Location", description="Where the new resource is.", documentation_only=True, value=""
+)
+
+
+def problems(*statuses: HTTPStatus) -> dict[int, ResponseSpec]:
+    """The problems a route may answer with, beside those that every route may."""
+    every = {HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE, *statuses}
+    return {status: _problem(status, Problem) for status in sorted(every)} | {
+        # A parameter that does not fit is a 422 here; without this line the framework
+        # would document its own 400.
+        400: _problem(HTTPStatus.BAD_REQUEST, Problem)
+    }
+
+
+def body_problems(*statuses: HTTPStatus) -> dict[int, ResponseSpec]:
+    """The problems of a route that takes a body and an idempotency key."""
+    return problems(
+        HTTPStatus.CONFLICT,
+        HTTPStatus.CONTENT_TOO_LARGE,
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        *statuses,
+    )
+
+
+def booking_problems(*statuses: HTTPStatus) -> dict[int, ResponseSpec]:
+    """The problems of a route that books; its 409 says what is free instead."""
+    return body_problems(*statuses) | {409: _problem(HTTPStatus.CONFLICT, BookingProblem)}
+
+
+def _problem(status: HTTPStatus, shape: type[Problem]) -> ResponseSpec:
+    return ResponseSpec(
+        shape, description=_DESCRIPTIONS[status], media_type=MEDIA_TYPE, generate_examples=False
+    )

@@ -1,0 +1,37 @@
+"""`/availability`: who is free."""
+
+from typing import Annotated
+
+from litestar import Controller, get
+from litestar.di import NamedDependency
+from litestar.params import QueryParameter
+
+from api.requests import InstantQuery, parse_instant
+from api.responses import problems
+from api.service import Service
+from api.structs import Availability, window_of
+from booking.drivers import MAIN_FLEET
+
+
+class AvailabilityController(Controller):
+    """Who is free, across the fleet."""
+
+    path = "/availability"
+    tags = ("availability",)
+
+    @get(responses=problems(), operation_id="get_availability")
+    async def read(
+        self,
+        start: InstantQuery,
+        end: InstantQuery,
+        service: NamedDependency[Service],
+        fleet: Annotated[str, QueryParameter(description="The fleet to look in.")] = MAIN_FLEET,
+        limit: Annotated[int, QueryParameter(ge=1, le=1_000)] = 100,
+    ) -> Availability:
+        """Name drivers of the fleet who are free for the whole window, in no particular order.
+
+        An answer, not a promise: it was true at `as_of`, and only a booking holds the time.
+        """
+        window = window_of(parse_instant(start, "start"), parse_instant(end, "end"))
+        free = await service.advice.free_drivers(window, fleet, limit)
+        return Availability(free.ids, free.as_of, free.source)

@@ -1,0 +1,64 @@
+"""`/riders`: who books."""
+
+from http import HTTPStatus
+from typing import Annotated
+
+from litestar import Controller, Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody, PathParameter
+
+from api.idempotency import Command, KeyHeader
+from api.pages import CursorQuery, page_of, read_id_cursor
+from api.requests import LimitQuery, StrictRequest
+from api.responses import LOCATION, body_problems, problems
+from api.service import Service
+from api.structs import ID_MAX, RiderIn, RiderOut, RiderPage
+from booking.postgres import reads
+from booking.postgres.ledger import add_rider
+
+
+class RidersController(Controller):
+    """Who books."""
+
+    path = "/riders"
+    tags = ("riders",)
+
+    @post(responses=body_problems(), response_headers=[LOCATION], operation_id="add_rider")
+    async def add(
+        self,
+        data: JSONBody[RiderIn],
+        service: NamedDependency[Service],
+        request: StrictRequest,
+        idempotency_key: KeyHeader = None,
+    ) -> Response[RiderOut]:
+        """Add a rider."""
+        command = Command(
+            lambda connection: add_rider(connection, data.name),
+            RiderOut.of,
+            status=HTTPStatus.CREATED,
+            collection="/riders",
+        )
+        return await service.commands.run(request, idempotency_key, command)
+
+    @get(responses=problems(), operation_id="list_riders")
+    async def list(
+        self,
+        service: NamedDependency[Service],
+        limit: LimitQuery = 100,
+        cursor: CursorQuery = None,
+    ) -> RiderPage:
+        """List riders in order of id."""
+        after = read_id_cursor(cursor)
+        rows = await service.look(
+            lambda connection: reads.list_riders(connection, after=after, limit=limit + 1)
+        )
+        return page_of(RiderPage, rows, limit, RiderOut.of, lambda rider: rider.id)
+
+    @get("/{rider_id:int}", responses=problems(HTTPStatus.NOT_FOUND), operation_id="get_rider")
+    async def read(
+        self,
+        rider_id: Annotated[int, PathParameter(ge=1, le=ID_MAX)],
+        service: NamedDependency[Service],
+    ) -> RiderOut:
+        """Read one rider."""
+        return RiderOut.of(await service.look(lambda c: reads.rider(c, rider_id)))

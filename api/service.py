@@ -1,0 +1,72 @@
+"""What every handler stands on, built once by `create_app`."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from msgspec import structs
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from api.idempotency import Commands
+from api.problems import problem_of
+from api.settings import Settings
+from api.structs import BookingProblem, Conflict, Offer, Problem
+from booking.bookings import BookingRequest
+from booking.calendars import Held
+from booking.errors import BookingConflict, NoDriverFree, TaxiError, Unavailable
+from booking.postgres import reads
+from booking.postgres.advice import Advice
+from booking.postgres.database import Database
+from booking.postgres.follower import Follower
+from booking.postgres.ledger import PostgresLedger
+
+ALTERNATIVES_MAX = 5
+"""Free drivers that a refusal offers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The ledger decides, the advice knows what is free, the commands run each request once."""
+
+    settings: Settings
+    database: Database
+    ledger: PostgresLedger
+    follower: Follower
+    advice: Advice
+    commands: Commands
+
+    async def look[T](self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run `work` in a transaction that may only read."""
+        return await self.database.transact(work, read_only=True)
+
+    async def explain(self, error: TaxiError, request: BookingRequest) -> Problem:
+        """The problem of a booking that was refused, with what is free instead."""
+        problem = problem_of(error)
+        if not isinstance(error, BookingConflict | NoDriverFree):
+            return problem
+        conflicts = error.conflicts if isinstance(error, BookingConflict) else ()
+        next_free, free_drivers = await self.alternatives(request, conflicts)
+        return BookingProblem(
+            **structs.asdict(problem),
+            conflicts=[Conflict.of(held) for held in conflicts],
+            next_free=next_free,
+            free_drivers=free_drivers,
+        )
+
+    async def alternatives(
+        self, request: BookingRequest, conflicts: Sequence[Held] = ()
+    ) -> tuple[Offer | None, list[int]]:
+        """When the driver is free next, and which others are free at this time.
+
+        `conflicts` is what the ledger saw in the way, which memory may not know
+        of yet. A refusal stands on its own: where the advice fails, it offers nothing.
+        """
+        driver_id, fleet, next_free = request.driver_id, request.fleet, None
+        try:
+            if driver_id is not None:
+                fleet = (await self.look(lambda c: reads.driver(c, driver_id))).fleet
+                next_free = await self.advice.next_free(driver_id, request.window, conflicts)
+            without = () if driver_id is None else (driver_id,)
+            free = await self.advice.free_drivers(request.window, fleet, ALTERNATIVES_MAX, without)
+        except Unavailable:
+            return None, []
+        return Offer.of(next_free), free.ids

@@ -1,0 +1,135 @@
+"""Whatever is wrong is named: the field, and the rule it breaks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.conftest import at
+
+Wish = Callable[..., dict[str, Any]]
+
+WRONG_BODIES = [
+    ({"start": "2031-05-06T09:00:00"}, 400, "naive-instant", "start"),
+    ({"predicted_end": "2031-05-06T09:30:00"}, 400, "naive-instant", "predicted_end"),
+    ({"predicted_end": at(0)}, 422, "empty-window", "predicted_end"),
+    ({"predicted_end": at(-10)}, 422, "empty-window", "predicted_end"),
+    ({"predicted_end": at(24 * 60 + 1)}, 422, "too-long", "predicted_end"),
+    ({"start": 1_700_000_000}, 422, "invalid-input", "start"),
+    ({"start": "tomorrow"}, 422, "invalid-input", "start"),
+    ({"rider_id": "7"}, 422, "invalid-input", "rider_id"),
+    ({"rider_id": True}, 422, "invalid-input", "rider_id"),
+    ({"rider_id": 0}, 422, "invalid-input", "rider_id"),
+    ({"driver_id": 2**53}, 422, "invalid-input", "driver_id"),
+    ({"fleet": "main"}, 422, "invalid-input", "fleet"),
+    ({"fleet": "a\x00b", "driver_id": None}, 422, "invalid-input", "fleet"),
+    ({"rider_id": None}, 422, "invalid-input", "rider_id"),
+    ({"surprise": 1}, 422, "invalid-input", "surprise"),
+    ({"rider_id": 2**52}, 404, "unknown-rider", "rider_id"),
+    ({"driver_id": 2**52}, 404, "unknown-driver", "driver_id"),
+]
+
+
+@pytest.mark.parametrize(("changes", "status", "problem", "field"), WRONG_BODIES)
+def test_a_wrong_field_is_named(
+    client: httpx.Client, wish: Wish, changes: dict[str, Any], status: int, problem: str, field: str
+) -> None:
+    response = client.post("/bookings", json=wish(**changes))
+    assert response.headers["Content-Type"] == "application/problem+json"
+    said = response.json()
+    assert (response.status_code, said["status"]) == (status, status)
+    assert said["type"] == f"/problems/{problem}"
+    assert [each["field"] for each in said["errors"]] == [field]
+    assert client.get(said["type"]).json()["title"] == said["title"]
+
+
+WRONG_PARAMETERS = [
+    ("/bookings?driver=1", 422, "driver"),
+    ("/bookings?driver_id=x", 422, "driver_id"),
+    ("/bookings?driver_id=0", 422, "driver_id"),
+    ("/bookings?state=parked", 422, "state"),
+    ("/bookings?limit=0", 422, "limit"),
+    ("/bookings?limit=1001", 422, "limit"),
+    ("/bookings?cursor=nonsense", 422, "cursor"),
+    ("/bookings?cursor=WzEsMl0", 422, "cursor"),
+    ("/bookings?start=2031-05-06T09:00:00", 400, "start"),
+    ("/bookings?start=2031-05-06T09:00:00%2B01:00&end=2031-05-06T08:00:00Z", 422, "end"),
+    ("/availability?start=2031-05-06T09:00:00Z", 422, "end"),
+    ("/availability?start=1700000000&end=2031-05-06T09:00:00Z", 422, "start"),
+    ("/availability?start=2031-05-06T09:00:00+01:00&end=2031-05-06T09:00:00Z", 422, "start"),
+    ("/drivers?working=perhaps", 422, "working"),
+    ("/drivers/0", 422, "driver_id"),
+    ("/drivers/1/gaps?start=2031-05-06T09:00:00Z&end=2031-07-06T09:00:00Z", 422, "end"),
+]
+
+
+@pytest.mark.parametrize(("path", "status", "field"), WRONG_PARAMETERS)
+def test_a_wrong_parameter_is_named(
+    client: httpx.Client, path: str, status: int, field: str
+) -> None:
+    response = client.get(path)
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert [each["field"] for each in response.json()["errors"]] == [field]
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"", "application/json", 422),
+        (b"[]", "application/json", 422),
+        (b"null", "application/json", 422),
+        (b"\xff", "application/json", 400),
+        (b"{}", "text/plain", 415),
+        (b"{}", "application/x-www-form-urlencoded", 415),
+        (b'"' + b"x" * 100_000 + b'"', "application/json", 413),
+    ],
+)
+def test_a_body_that_is_no_booking_is_refused(
+    client: httpx.Client, content: bytes, content_type: str, status: int
+) -> None:
+    response = client.post("/bookings", content=content, headers={"Content-Type": content_type})
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/drivers/ada", 404),
+        ("GET", f"/drivers/{2**52}", 404),
+        ("GET", f"/bookings/{2**52}", 404),
+        ("GET", f"/riders/{2**52}", 404),
+        (
+            "GET",
+            f"/drivers/{2**52}/agenda?start=2031-05-06T09:00:00Z&end=2031-05-07T09:00:00Z",
+            404,
+        ),
+        ("GET", f"/drivers/{2**52}/gaps?start=2031-05-06T09:00:00Z&end=2031-05-07T09:00:00Z", 404),
+        ("POST", f"/bookings/{2**52}/cancel", 404),
+        ("POST", f"/drivers/{2**52}/retire", 404),
+        ("GET", "/problems/boredom", 404),
+        ("DELETE", "/bookings", 405),
+    ],
+)
+def test_what_is_not_there_is_a_problem_too(
+    client: httpx.Client, method: str, path: str, status: int
+) -> None:
+    response = client.request(method, path)
+    assert response.status_code == status
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert response.json()["status"] == status
+
+
+@pytest.mark.parametrize(
+    "body", [{"name": ""}, {"name": " "}, {"name": "A", "zone": "Mars/Base"}, {"name": "a\nb"}]
+)
+def test_a_driver_needs_a_name_and_a_zone_that_exists(
+    client: httpx.Client, body: dict[str, str]
+) -> None:
+    response = client.post("/drivers", json=body)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] in body

@@ -1,0 +1,133 @@
+"""The OpenAPI document is valid, and a client generated from it works."""
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from http import HTTPStatus
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from tests.conftest import RunningService
+
+Wish = Callable[..., dict[str, Any]]
+GENERATED = "generated_taxi_client"
+
+
+@pytest.fixture
+def document(client: httpx.Client) -> dict[str, Any]:
+    found: dict[str, Any] = client.get("/docs/openapi.json").json()
+    return found
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield path, method, operation
+
+
+def test_the_document_validates(document: dict[str, Any]) -> None:
+    assert document["openapi"].startswith("3.1")
+    OpenAPIV31SpecValidator(document).validate()
+    broken = {key: value for key, value in document.items() if key != "info"}
+    assert list(OpenAPIV31SpecValidator(broken).iter_errors()), "the control must not validate"
+
+
+def test_every_operation_is_named_described_and_documents_its_problems(
+    document: dict[str, Any],
+) -> None:
+    ids = []
+    for path, method, operation in operations(document):
+        ids.append(operation["operationId"])
+        assert operation["description"], (path, method)
+        for status, response in operation["responses"].items():
+            expected = "application/problem+json" if status >= "400" else "application/json"
+            assert list(response["content"]) == [expected], (path, method, status)
+    assert len(ids) == len(set(ids)) > 15
+
+
+def test_every_request_that_changes_something_takes_an_idempotency_key(
+    document: dict[str, Any],
+) -> None:
+    taking = {
+        operation["operationId"]
+        for _, method, operation in operations(document)
+        if any(each["name"] == "Idempotency-Key" for each in operation.get("parameters", ()))
+    }
+    changing = {
+        operation["operationId"] for _, method, operation in operations(document) if method != "get"
+    }
+    assert taking == changing - {"check_booking"}  # which changes nothing
+
+
+def test_the_examples_of_a_booking_can_be_sent(
+    client: httpx.Client, document: dict[str, Any], driver_id: int, rider_id: int
+) -> None:
+    content = document["paths"]["/bookings"]["post"]["requestBody"]["content"]
+    examples = content["application/json"]["schema"]["examples"]
+    assert len(examples) == 2
+    for example in examples:
+        own = {"rider_id": rider_id} | ({"driver_id": driver_id} if "driver_id" in example else {})
+        assert client.post("/bookings", json=example | own).status_code == HTTPStatus.CREATED
+
+
+@pytest.fixture
+def generated(
+    service: RunningService,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[str], ModuleType]:
+    """Imports a module of a client that a common generator has just made."""
+    (tmp_path / "config.yml").write_text("post_hooks: []\n")
+    url = f"{service.address}/docs/openapi.json"
+    made = subprocess.run(
+        [
+            Path(sys.executable).parent / "openapi-python-client",
+            "generate",
+            *("--url", url),
+            *("--output-path", tmp_path / GENERATED),
+            *("--config", tmp_path / "config.yml"),
+            *("--meta", "none", "--fail-on-warning"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    return lambda name: importlib.import_module(f"{GENERATED}.{name}")
+
+
+def test_a_generated_client_books_is_refused_and_cancels(
+    generated: Callable[[str], ModuleType], service: RunningService, wish: Wish
+) -> None:
+    models = generated("models")
+    body = models.BookingIn.from_dict(wish())
+    with generated("client").Client(base_url=service.address) as client:
+        book = generated("api.bookings.book").sync_detailed
+        booked = book(client=client, body=body, idempotency_key="generated-1")
+        assert booked.status_code == HTTPStatus.CREATED
+        assert isinstance(booked.parsed, models.BookingOut)
+        assert isinstance(booked.parsed.start, datetime)
+
+        refused = book(client=client, body=body)
+        assert refused.status_code == HTTPStatus.CONFLICT
+        assert isinstance(refused.parsed, models.BookingProblem)
+        assert refused.parsed.conflicts[0].booking_id == booked.parsed.id
+        assert refused.parsed.next_free.start == booked.parsed.predicted_end
+
+        cancel = generated("api.bookings.cancel_booking").sync
+        cancelled = cancel(
+            booked.parsed.id, client=client, body=models.Cancellation(reason="generated")
+        )
+        assert cancelled.state is models.BookingState.CANCELLED
+        assert book(client=client, body=body).status_code == HTTPStatus.CREATED
+
+        wrong = models.BookingIn.from_dict(wish(driver_id=2**52))
+        assert isinstance(book(client=client, body=wrong).parsed, models.Problem)
