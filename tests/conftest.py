@@ -35,23 +35,36 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@contextmanager
+def open_directory() -> Iterator[Path]:
+    """A temporary directory that every user can enter."""
+    # Not pytest's own: it is private, so for root a server's data would lie elsewhere, and stay.
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def server_directory() -> Iterator[Path]:
+    """Where a test may keep a server of its own."""
+    with open_directory() as directory:
+        yield directory
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedPostgres]:
     """A server in a directory of its own; it goes with the session.
 
     It is not safe against a power cut, for speed, and sees a deadlock sooner.
     """
-    # Not pytest's own: it is private, so for root the data would lie elsewhere, and stay.
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        settings = {
-            "fsync": "off",
-            "full_page_writes": "off",
-            "max_connections": "200",
-            "deadlock_timeout": "50ms",
-        }
-        with EmbeddedPostgres(Path(name), settings=settings) as running:
-            yield running
+    settings = {
+        "fsync": "off",
+        "full_page_writes": "off",
+        "max_connections": "200",
+        "deadlock_timeout": "50ms",
+    }
+    with open_directory() as directory, EmbeddedPostgres(directory, settings=settings) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -169,8 +169,8 @@ def shell(command: str) -> str:
     return done.stdout
 
 
-def test_the_demo_prints_commands_that_work_and_keeps_its_bookings(tmp_path: Path) -> None:
-    with demo(tmp_path) as (first, printed):
+def test_the_demo_prints_commands_that_work_and_keeps_its_bookings(server_directory: Path) -> None:
+    with demo(server_directory) as (first, printed):
         book, again, free = commands_in(printed)
         answer = shell(book)
         assert "201 Created" in answer
@@ -182,38 +182,38 @@ def test_the_demo_prints_commands_that_work_and_keeps_its_bookings(tmp_path: Pat
     assert first.returncode == 0
     gone, alive = psutil.wait_procs(children, timeout=10)
     assert not alive, (gone, alive)
-    assert servers_in(tmp_path) == []
+    assert servers_in(server_directory) == []
 
-    with demo(tmp_path) as (second, printed):
+    with demo(server_directory) as (second, printed):
         address = re.search(r"Serving on (\S+)", printed)
         assert address
         assert httpx.get(address.group(1) + location.group(1), trust_env=False).is_success
         # The commands printed now work as well, though the first booking is still there.
         assert "201 Created" in shell(commands_in(printed)[0])
     assert second.returncode == 0
-    assert servers_in(tmp_path) == []
+    assert servers_in(server_directory) == []
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
 def test_whatever_stops_the_service_stops_its_database(
-    tmp_path: Path, sent: signal.Signals
+    server_directory: Path, sent: signal.Signals
 ) -> None:
-    with demo(tmp_path) as (process, _):
-        assert servers_in(tmp_path)
+    with demo(server_directory) as (process, _):
+        assert servers_in(server_directory)
         process.send_signal(sent)
         process.communicate(timeout=60)
-    assert servers_in(tmp_path) == []
+    assert servers_in(server_directory) == []
 
 
-def test_two_side_by_side_share_a_server_and_the_last_one_stops_it(tmp_path: Path) -> None:
-    with demo(tmp_path) as (_, one):
-        with demo(tmp_path) as (_, two):
+def test_two_side_by_side_share_a_server_and_the_last_one_stops_it(server_directory: Path) -> None:
+    with demo(server_directory) as (_, one):
+        with demo(server_directory) as (_, two):
             addresses = [re.search(r"Serving on (\S+)", each) for each in (one, two)]
             found = {each.group(1) for each in addresses if each}
             assert len(found) == 2
         assert sorted(_answers(address) for address in found) == [False, True]
-        assert len(servers_in(tmp_path)) == 1
-    assert servers_in(tmp_path) == []
+        assert len(servers_in(server_directory)) == 1
+    assert servers_in(server_directory) == []
 
 
 def _answers(address: str) -> bool:

@@ -27,6 +27,7 @@ from booking.errors import TaxiError
 from booking.postgres import binaries, embedded
 from booking.postgres.binaries import Binaries, run
 from booking.postgres.embedded import EmbeddedFailed, EmbeddedPostgres, NoPostgres, find_binaries
+from tests.conftest import open_directory
 
 QUICK = {"fsync": "off"}
 
@@ -54,27 +55,12 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become som
 needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc to look into")
 
 
-@contextmanager
-def public_directory() -> Iterator[Path]:
-    """A temporary directory that every user can enter, as pytest's own cannot be."""
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name)
-        path.chmod(0o755)
-        yield path
-
-
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
     """One database for the tests that do not need a new one; between them it is stopped."""
-    with public_directory() as path:
+    with open_directory() as path:
         with EmbeddedPostgres(path, settings=QUICK):
             pass
-        yield path
-
-
-@pytest.fixture
-def new_home() -> Iterator[Path]:
-    with public_directory() as path:
         yield path
 
 
@@ -202,8 +188,8 @@ def test_a_link_to_the_directory_leads_to_the_same_server(home: Path, tmp_path: 
         assert (server.data / "postmaster.pid").exists()
 
 
-def test_several_that_start_at_once_get_one_server(new_home: Path) -> None:
-    processes = [begin(new_home) for _ in range(3)]
+def test_several_that_start_at_once_get_one_server(server_directory: Path) -> None:
+    processes = [begin(server_directory) for _ in range(3)]
     urls = [line_of(process) for process in processes]
     assert len(set(urls)) == 1
     assert answers(urls[0])
@@ -304,8 +290,8 @@ def test_a_port_that_was_taken_meanwhile_is_given_up_for_another(home: Path) -> 
         assert after.url == moved.url
 
 
-def test_an_interrupted_creation_is_healed(new_home: Path) -> None:
-    home = new_home / "0"
+def test_an_interrupted_creation_is_healed(server_directory: Path) -> None:
+    home = server_directory / "0"
     while not _interrupted(home):  # it was quicker than the signal
         home = home.with_name(f"{int(home.name) + 1}")
     with EmbeddedPostgres(home, settings=QUICK) as server:
@@ -326,7 +312,7 @@ def _interrupted(home: Path) -> bool:
 
 
 @needs_proc
-def test_the_password_is_in_no_command_line_and_no_log(new_home: Path) -> None:
+def test_the_password_is_in_no_command_line_and_no_log(server_directory: Path) -> None:
     seen: set[str] = set()
     done = threading.Event()
 
@@ -339,14 +325,16 @@ def test_the_password_is_in_no_command_line_and_no_log(new_home: Path) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        with EmbeddedPostgres(new_home, settings=QUICK) as server:
+        with EmbeddedPostgres(server_directory, settings=QUICK) as server:
             password = (server.data / "password").read_text()
             log = server.log.read_text()
     finally:
         done.set()
         watcher.join()
     assert password in server.url
-    assert any("initdb" in line and str(new_home) in line for line in seen)  # it was looking
+    assert any(
+        "initdb" in line and str(server_directory) in line for line in seen
+    )  # it was looking
     assert not any(password in line for line in seen)
     assert "listening on" in log
     assert password not in log
@@ -382,18 +370,20 @@ def test_a_start_that_fails_says_what_the_server_said(home: Path) -> None:
         assert answers(after.url)
 
 
-def test_a_disk_that_takes_no_more_is_named_and_leaves_nothing_half_made(new_home: Path) -> None:
+def test_a_disk_that_takes_no_more_is_named_and_leaves_nothing_half_made(
+    server_directory: Path,
+) -> None:
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
     failed = subprocess.run(
-        [sys.executable, "-c", USER.format(before=limit, within=STAYS), str(new_home)],
+        [sys.executable, "-c", USER.format(before=limit, within=STAYS), str(server_directory)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert "EmbeddedFailed: The embedded PostgreSQL could not make its data:" in failed.stderr
     assert re.search("File too large|File size limit", failed.stderr)
-    assert not (new_home / "postgres").exists()
-    assert not list(new_home.glob("new-*"))
+    assert not (server_directory / "postgres").exists()
+    assert not list(server_directory.glob("new-*"))
 
 
 def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
@@ -417,7 +407,7 @@ def test_data_of_another_version_is_refused_with_both_versions(home: Path) -> No
 
 
 def test_data_of_another_version_is_served_by_a_postgresql_of_that_version(
-    new_home: Path, monkeypatch: pytest.MonkeyPatch
+    server_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newest = binaries.choose()
     for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin")):
@@ -428,9 +418,9 @@ def test_data_of_another_version_is_served_by_a_postgresql_of_that_version(
         pytest.skip("there is only one version of PostgreSQL here")
     with monkeypatch.context() as context:
         context.setattr(binaries, "_folders", lambda _: iter([folder]))
-        with EmbeddedPostgres(new_home, settings=QUICK) as server:
+        with EmbeddedPostgres(server_directory, settings=QUICK) as server:
             ask(server.url, "CREATE TABLE kept AS SELECT 42 AS answer")
-    with EmbeddedPostgres(new_home, settings=QUICK) as server:
+    with EmbeddedPostgres(server_directory, settings=QUICK) as server:
         assert server.binaries == folder
         assert str(ask(server.url, "SHOW server_version")).startswith(version)
         assert ask(server.url, "SELECT answer FROM kept") == 42
@@ -479,19 +469,19 @@ def _fake_postgres(prefix: Path, script: str) -> Path:
 
 
 @as_root
-def test_an_unprivileged_user_without_a_home_needs_nothing_else(new_home: Path) -> None:
+def test_an_unprivileged_user_without_a_home_needs_nothing_else(server_directory: Path) -> None:
     drop = "import os; os.environ.pop('HOME', None); os.setgroups([]); os.setgid(65534)"
-    os.chown(new_home, 65534, 65534)
-    with user(new_home, before=f"{drop}; os.setuid(65534)") as (url, _):
+    os.chown(server_directory, 65534, 65534)
+    with user(server_directory, before=f"{drop}; os.setuid(65534)") as (url, _):
         assert answers(url)
-        server = EmbeddedPostgres(new_home)
+        server = EmbeddedPostgres(server_directory)
         assert {path.stat().st_uid for path in (server.data, server.log)} == {65534}
-        with EmbeddedPostgres(new_home) as joined:  # and root can join it
+        with EmbeddedPostgres(server_directory) as joined:  # and root can join it
             assert joined.url == url
     assert server.pid is None
-    with EmbeddedPostgres(new_home) as as_its_owner:
+    with EmbeddedPostgres(server_directory) as as_its_owner:
         assert Path(f"/proc/{as_its_owner.pid}").stat().st_uid == 65534
-    with user(new_home, before=f"{drop}; os.setuid(65534)") as (again, _):
+    with user(server_directory, before=f"{drop}; os.setuid(65534)") as (again, _):
         assert again == url
 
 
@@ -513,7 +503,7 @@ def test_below_a_private_directory_the_data_goes_where_the_server_can_enter() ->
 
 @as_root
 def test_programs_that_the_server_s_user_cannot_read_are_copied_out(
-    new_home: Path, monkeypatch: pytest.MonkeyPatch
+    server_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = binaries.choose()
     if not found.movable:
@@ -522,8 +512,8 @@ def test_programs_that_the_server_s_user_cannot_read_are_copied_out(
         prefix = shutil.copytree(found.folder.parent, Path(private) / "pg", symlinks=True)
         hidden = Binaries(prefix / "bin", found.major, movable=True)
         monkeypatch.setattr(embedded, "choose", lambda *_: hidden)
-        with EmbeddedPostgres(new_home, settings=QUICK) as server:
-            assert server.binaries == new_home / "pg" / "bin"
+        with EmbeddedPostgres(server_directory, settings=QUICK) as server:
+            assert server.binaries == server_directory / "pg" / "bin"
             assert ask(server.url, "CREATE EXTENSION btree_gist") is None
 
 

@@ -70,17 +70,17 @@ def test_the_bug_is_caught_by_the_same_audit_under_the_same_work(
 
 
 @pytest.fixture
-def embedded(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def embedded(server_directory: Path) -> Iterator[tuple[str, Path]]:
     """The address of a service on an embedded server of its own, and that server's home."""
     environment = {key: value for key, value in os.environ.items() if key != "DATABASE_URL"}
     with subprocess.Popen(
         [TAXI, "serve", "--port", "0"],
-        env=environment | {"TAXI_HOME": str(tmp_path)},
+        env=environment | {"TAXI_HOME": str(server_directory)},
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().split()[2], tmp_path
+        yield process.stdout.readline().split()[2], server_directory
         assert process.poll() is None, "the service must recover by itself, not by a restart"
         process.send_signal(signal.SIGINT)
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -27,6 +26,7 @@ from loadtest import trips as trips_module
 from loadtest.demand import Demand, exactly, write
 from loadtest.replay import NoService, Plan, Replay, Tally, percentiles_ms
 from loadtest.trips import Order, Trip, TripFile, in_order, most_at_once
+from tests.conftest import open_directory
 
 TAXI = Path(sys.executable).with_name("taxi")
 NEW_YORK = ZoneInfo("America/New_York")
@@ -367,8 +367,7 @@ def test_without_its_key_it_is_made_twice_and_verification_tells(url: str) -> No
 
 def test_a_database_that_is_killed_in_the_middle_loses_no_acknowledged_booking() -> None:
     with contextlib.ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        home.chmod(0o755)  # root runs the server as somebody else, who must be able to enter
+        home = stack.enter_context(open_directory())
         url = stack.enter_context(serving(TAXI_HOME=str(home), DATABASE_URL=""))
         server = EmbeddedPostgres(home)
         before = server.pid

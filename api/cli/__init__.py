@@ -1,7 +1,9 @@
 """`taxi`, the one command line. Each command is a file here and is loaded when it is called."""
 
 import importlib
+import signal
 import sys
+from types import FrameType
 from typing import override
 
 import rich_click as click
@@ -42,8 +44,15 @@ def taxi() -> None:
     """A taxi booking system that never double-books."""
 
 
+def _as_ctrl_c(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the command line. What the domain refuses is one line on stderr, and no traceback."""
+    # Whatever stops a command must also let it stop the database that it started.
+    for ends in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ends, _as_ctrl_c)
     try:
         status = taxi(standalone_mode=False)
     except click.ClickException as error:

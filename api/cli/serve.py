@@ -4,13 +4,10 @@ import asyncio
 import contextlib
 import errno
 import os
-import signal
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from types import FrameType
 
 import httpx
 import rich_click as click
@@ -61,7 +58,7 @@ def command(
     TAXI_WAIT_S_MAX, TAXI_STATEMENT_S_MAX, TAXI_CALENDAR, TAXI_ROSTER,
     TAXI_IDEMPOTENCY_HOURS, TAXI_HOME.
     """
-    with _stop_by_any_signal(), contextlib.closing(_listen(host, port)) as listener:
+    with contextlib.closing(_listen(host, port)) as listener:
         with console.status("Starting PostgreSQL"), contextlib.ExitStack() as stack:
             url = prepare(stack.enter_context(server_url(keep_alive=True)), prevention)
             if demo:
@@ -122,21 +119,6 @@ def _shown(host: str) -> str:
     if host in {"0.0.0.0", "::"}:  # noqa: S104  # compared, not listened on
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
-
-
-@contextlib.contextmanager
-def _stop_by_any_signal() -> Iterator[None]:
-    """Take SIGTERM and SIGHUP as Ctrl-C, so that whatever stops us also stops the database."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _announce(address: str, demo: bool) -> None:  # passed by a thread

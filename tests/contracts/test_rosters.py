@@ -7,7 +7,8 @@ behind: `any_free` makes it a roster.
 """
 
 import random
-from collections.abc import Callable, Sequence
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import override
 
@@ -332,6 +333,52 @@ def tiny_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_gap_index_agrees_with_the_oracle_when_its_leaves_split_all_the_time() -> None:
     live_through(lambda: Comparison(GapIndex))
     a_large_fleet_agrees_with_the_oracle(GapIndex())
+
+
+def _busy_fleet(drivers: int, windows_each: int) -> tuple[GapIndex, list[tuple[int, TimeWindow]]]:
+    """A gap index, and bookings that fill it: half an hour each, ten minutes between them."""
+    rng = random.Random(7)
+    roster = GapIndex()
+    bookings = []
+    for driver_id in range(drivers):
+        roster.enrol(driver_id)
+        shift = rng.uniform(0, 2 / 3)
+        for number in range(windows_each):
+            start = shift + number * 2 / 3
+            bookings.append((driver_id, hours(start, start + 1 / 2)))
+    rng.shuffle(bookings)
+    return roster, bookings
+
+
+def test_the_gap_index_looks_at_no_gap_when_nobody_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    roster, bookings = _busy_fleet(100, 60)
+    for driver_id, window in bookings:
+        roster.hold(driver_id, window)
+    looked_at: list[int] = []
+    lasting = gap_index._Leaf.lasting  # noqa: SLF001  # counts what is looked at
+
+    def counted(leaf: gap_index._Leaf, before: int, end: int) -> Iterator[int]:
+        looked_at.append(before)
+        return lasting(leaf, before, end)
+
+    monkeypatch.setattr(gap_index._Leaf, "lasting", counted)  # noqa: SLF001
+    assert roster.any_free(hours(10, 22)) is None
+    assert looked_at == []
+    assert roster.any_free(hours(10, 10.1)) is not None
+    assert len(looked_at) > 0
+
+
+def test_the_gap_index_needs_few_bytes_a_booking() -> None:
+    roster, bookings = _busy_fleet(200, 100)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for driver_id, window in bookings:
+            roster.hold(driver_id, window)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (after - before) / len(bookings) < 40
 
 
 class RefusesNothing(WalkTheFleet):

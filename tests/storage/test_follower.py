@@ -574,13 +574,19 @@ async def test_an_index_that_fails_is_loaded_anew(
     own = Database(fresh_url, pool_size=1)
     faulty = Faulty(BisectNeighbours, GapIndex)
     booked = [await ledger.book(wants(at(0, 4)))]
-    async with Follower(own, faulty, poll_interval_s=0.01).running():
+    follower = Follower(own, faulty, poll_interval_s=0.01)
+    async with follower.running():
         await until(lambda: len(faulty) == 1)
         faulty.fails = True
         booked.append(await ledger.book(wants(at(4, 8))))
         await until(lambda: len(faulty) == 2)
-    assert {claim.booking_id for claim in faulty} == {each.id for each in booked}
     assert "a fault on purpose" in caplog.text
+    faulty.fails = True
+    booked.append(await ledger.book(wants(at(8, 9))))
+    follower.note(booked[-1])  # which must not fail: the booking is recorded
+    assert not follower.fresh
+    await follower.catch_up()
+    assert {claim.booking_id for claim in faulty} == {each.id for each in booked}
     await own.close()
 
 

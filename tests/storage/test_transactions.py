@@ -349,7 +349,7 @@ SETTINGS = {"fsync": "off"}
     "ended_by", [signal.SIGKILL, signal.SIGQUIT, signal.SIGINT], ids=["killed", "hasty", "in_order"]
 )
 async def test_a_server_that_ended_is_unavailable_and_the_pool_heals_by_itself(
-    ended_by: signal.Signals, tmp_path: Path
+    ended_by: signal.Signals, server_directory: Path
 ) -> None:
     answers: list[Exception | None] = []
     over = asyncio.Event()
@@ -367,7 +367,7 @@ async def test_a_server_that_ended_is_unavailable_and_the_pool_heals_by_itself(
         while not condition():  # noqa: ASYNC110  # what is waited for is a row of answers
             await asyncio.sleep(0.01)
 
-    with EmbeddedPostgres(tmp_path, settings=SETTINGS) as server:
+    with EmbeddedPostgres(server_directory, settings=SETTINGS) as server:
         database = Database(server.url, pool_size=4)
         async with asyncio.TaskGroup() as group:
             for _ in range(8):
@@ -376,7 +376,7 @@ async def test_a_server_that_ended_is_unavailable_and_the_pool_heals_by_itself(
             assert server.pid is not None
             os.kill(server.pid, ended_by)
             await until(lambda: answers[-1] is not None)
-            assert await asyncio.to_thread(started_again, tmp_path) == server.url
+            assert await asyncio.to_thread(started_again, server_directory) == server.url
             back = len(answers)
             await until(lambda: len(answers) > back + 20 and answers[-20:] == [None] * 20)
             over.set()
