@@ -66,8 +66,8 @@ def create_app(settings: Settings) -> Litestar:
             helpers = [
                 asyncio.create_task(metrics.watch(service.database, service.follower)),
                 asyncio.create_task(_forget_old_keys(service)),
+                asyncio.create_task(_tune_the_collector(service.follower)),
             ]
-            _tune_the_collector()
             try:
                 yield
             finally:
@@ -178,11 +178,12 @@ async def _forget_old_keys(service: Service) -> None:
         await asyncio.sleep(_FORGET_INTERVAL_S)
 
 
-def _tune_the_collector() -> None:
-    """What is alive now lives for good: keep the collector from walking it again and again.
+async def _tune_the_collector(follower: Follower) -> None:
+    """Once the index is loaded, keep the collector from walking it again and again.
 
     With the collector's defaults the slowest hundredth of requests waits for it.
     """
+    await follower.loaded.wait()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)

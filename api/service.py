@@ -43,8 +43,13 @@ class Service:
         problem = problem_of(error)
         if not isinstance(error, BookingConflict | NoDriverFree):
             return problem
-        conflicts = error.conflicts if isinstance(error, BookingConflict) else ()
-        next_free, free_drivers = await self.alternatives(request, conflicts)
+        if isinstance(error, BookingConflict):
+            conflicts = error.conflicts
+            next_free, free_drivers = await self.alternatives(request, conflicts)
+        else:
+            # The database has just said that nobody is free; memory may not know it yet.
+            conflicts, free_drivers = (), []
+            next_free = Offer.of(self.advice.next_free_of_fleet(request.window, request.fleet))
         return BookingProblem(
             **structs.asdict(problem),
             conflicts=[Conflict.of(held) for held in conflicts],
@@ -55,18 +60,22 @@ class Service:
     async def alternatives(
         self, request: BookingRequest, conflicts: Sequence[Held] = ()
     ) -> tuple[Offer | None, list[int]]:
-        """When the driver is free next, and which others are free at this time.
+        """When the driver, or somebody of the fleet, is free next; and who is at this time.
 
         `conflicts` is what the ledger saw in the way, which memory may not know
         of yet. A refusal stands on its own: where the advice fails, it offers nothing.
         """
-        driver_id, fleet, next_free = request.driver_id, request.fleet, None
+        window, driver_id = request.window, request.driver_id
         try:
-            if driver_id is not None:
-                fleet = (await self.look(lambda c: reads.driver(c, driver_id))).fleet
-                next_free = await self.advice.next_free(driver_id, request.window, conflicts)
-            without = () if driver_id is None else (driver_id,)
-            free = await self.advice.free_drivers(request.window, fleet, ALTERNATIVES_MAX, without)
+            if driver_id is None:
+                free = await self.advice.free_drivers(window, request.fleet, ALTERNATIVES_MAX)
+                next_free = (
+                    window if free.ids else self.advice.next_free_of_fleet(window, request.fleet)
+                )
+                return Offer.of(next_free), free.ids
+            fleet = (await self.look(lambda c: reads.driver(c, driver_id))).fleet
+            next_free = await self.advice.next_free(driver_id, window, conflicts)
+            free = await self.advice.free_drivers(window, fleet, ALTERNATIVES_MAX, (driver_id,))
         except Unavailable:
             return None, []
         return Offer.of(next_free), free.ids

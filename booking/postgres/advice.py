@@ -25,6 +25,10 @@ from booking.time_window import TimeWindow
 Source = Literal["memory", "database"]
 
 
+FLEET_STEP = timedelta(minutes=5)
+FLEET_SEARCH = timedelta(hours=24)
+
+
 class FreeDrivers(NamedTuple):
     """Drivers who were free at `as_of`, and who said so."""
 
@@ -77,6 +81,23 @@ class Advice:
         """
         wide = search_window(window)
         return next_free_among(await self.conflicts(driver_id, wide), window, besides)
+
+    def next_free_of_fleet(self, window: TimeWindow, fleet: str) -> TimeWindow | None:
+        """The next window like this one for which somebody of the fleet is free.
+
+        It begins later than `window` by a multiple of `FLEET_STEP`, within
+        `FLEET_SEARCH`. From memory alone, as it asks many times: None as well
+        while memory cannot answer.
+        """
+
+        def search(follower: Follower) -> TimeWindow | None:
+            for step in range(1, FLEET_SEARCH // FLEET_STEP + 1):
+                later = window.moved_to(window.start + step * FLEET_STEP)
+                if follower.index.free_drivers(later, fleet, 1):
+                    return later
+            return None
+
+        return self._from_memory(search)
 
     async def gaps(
         self, driver_id: int, within: TimeWindow, at_least: timedelta = timedelta(0)

@@ -66,23 +66,28 @@ async def double_bookings(connection: AsyncConnection) -> Audit:
     found: list[DoubleBooking] = []
     malformed: list[int] = []
     driver_now: int | None = None
-    latest: Held | None = None
-    async for driver_id, booking_id, start, end in rows:
-        swept += 1
-        if driver_id != driver_now:
-            driver_now, latest = driver_id, None
-            drivers += 1
-        if not _is_window(start, end):
-            malformed.append(booking_id)
-            continue
-        held = Held(booking_id, TimeWindow(start, end))
-        if latest is not None and start < latest.window.end:
-            found.append(DoubleBooking(driver_id, latest, held))
-        if latest is None or latest.window.end < end:
-            latest = held
+    latest: tuple[int, datetime, datetime] | None = None
+    async for partition in rows.partitions():
+        for driver_id, booking_id, start, end in partition:
+            swept += 1
+            if driver_id != driver_now:
+                driver_now, latest = driver_id, None
+                drivers += 1
+            if not _is_window(start, end):
+                malformed.append(booking_id)
+                continue
+            this = (booking_id, start, end)
+            if latest is not None and start < latest[2]:
+                found.append(DoubleBooking(driver_id, _held(*latest), _held(*this)))
+            if latest is None or latest[2] < end:
+                latest = this
     return Audit(swept, drivers, tuple(found), tuple(malformed))
 
 
 def _is_window(start: datetime | None, end: datetime | None) -> bool:
     # An empty range has neither bound, an endless one lacks one or the other.
     return start is not None and end is not None and start < end
+
+
+def _held(booking_id: int, start: datetime, end: datetime) -> Held:
+    return Held(booking_id, TimeWindow(start, end))

@@ -84,9 +84,12 @@ class Follower:
         self._fresh_s = fresh_s
         self._now = now
         self._mark: _Mark | None = None
+        self._distrusted = False
         self._read_began_s = -math.inf
         self._noted_bookings = _Notes()
         self._noted_drivers = _Notes()
+        self.loaded = asyncio.Event()
+        """Set once the index holds what the first read found."""
 
     @property
     def lag_s(self) -> float:
@@ -96,7 +99,8 @@ class Follower:
     @property
     def fresh(self) -> bool:
         """Whether the index is complete and young enough to answer from."""
-        return self._mark is not None and self.lag_s < self._fresh_s
+        complete = self._mark is not None and not self._distrusted
+        return complete and self.lag_s < self._fresh_s
 
     def note(self, booking: Booking) -> None:
         """Tell the index of a booking this process has just recorded or changed.
@@ -105,12 +109,13 @@ class Follower:
         """
         self._noted_bookings.add(booking.id)
         window = booking.window if booking.state.active else None
-        self.index.apply_booking(booking.id, booking.driver_id, window)
+        self._tell(self.index.apply_booking, booking.id, booking.driver_id, window)
 
     def note_driver(self, driver: Driver) -> None:
         """Tell the index of a driver this process has just added or changed; see `note`."""
         self._noted_drivers.add(driver.id)
-        self.index.apply_driver(driver.id, driver.fleet if driver.retired_at is None else None)
+        fleet = driver.fleet if driver.retired_at is None else None
+        self._tell(self.index.apply_driver, driver.id, fleet)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -132,6 +137,7 @@ class Follower:
         self._noted_bookings.confirm()
         self._noted_drivers.confirm()
         self._read_began_s, self.as_of = began_s, as_of
+        self.loaded.set()
 
     async def _follow(self) -> None:
         failures = 0
@@ -147,10 +153,16 @@ class Follower:
             wait_s = self._poll_interval_s * 2 ** min(failures, 10)
             await asyncio.sleep(min(wait_s, max(_RETRY_S_MAX, self._poll_interval_s)))
 
+    def _tell[*Ts](self, apply: Callable[[*Ts], None], *word: *Ts) -> None:
+        try:
+            apply(*word)
+        except Exception as error:  # noqa: BLE001  # what was recorded is so, whatever memory makes of it
+            self._explain(error, first=True)
+
     def _explain(self, error: Exception, *, first: bool) -> None:
         if not isinstance(error, Unavailable):
             # The fault is ours, and what it left in the index is anybody's guess.
-            self._mark = None
+            self._distrusted = True
             _log.error("The index failed and is loaded anew.", exc_info=error)
         elif first:
             _log.warning("The index cannot be refreshed (%s); it tries again.", error)
@@ -159,8 +171,8 @@ class Follower:
         noted_drivers = self._noted_drivers.begin_read()
         noted_bookings = self._noted_bookings.begin_read()
         last, mark = self._mark, await _mark(connection)
-        if last is None or mark.contradicts(last):
-            self._mark = None
+        if last is None or self._distrusted or mark.contradicts(last):
+            self._mark, self._distrusted = None, False
             self.index.clear()
             await self._take(connection, *_everything(self.index.horizon))
         elif mark != last:

@@ -61,6 +61,8 @@ def test_any_free_driver_of_a_fleet_is_found_until_none_is_left(
     problem = answers[2].json()
     assert problem["type"] == "/problems/no-driver-free"
     assert problem["free_drivers"] == []
+    assert problem["next_free"] == {"start": at(30), "predicted_end": at(60)}
+    assert client.post("/bookings", json=anyone | problem["next_free"]).status_code == 201
 
 
 def test_a_cancelled_booking_gives_its_time_back(client: httpx.Client, wish: Wish) -> None:
