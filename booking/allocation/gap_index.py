@@ -166,8 +166,8 @@ class _Leaf:
 class _Gaps:
     """A sorted map from (start, seat) to end, which knows the latest end of every stretch.
 
-    The gaps are plain integers, microseconds, of 8 bytes each. The keys of the
-    leaves and the maxima above them, which every question meets, are datetimes:
+    The gaps are plain integers, microseconds, of 8 bytes each. What every question
+    meets, the keys of the leaves and the maxima above them, is kept as datetimes:
     a question brings datetimes, and nothing need be converted to hear no.
 
     `_latest[k]` is the latest end in the leaves before number k, as many of them
@@ -179,8 +179,9 @@ class _Gaps:
     def __init__(self) -> None:
         self._leaves = [_Leaf(array("q"), array("i"), array("q"))]
         # No gap of a leaf lies before the leaf's key, and none of the leaf before lies after.
-        self._key_starts = [from_microseconds(_BEGINNING)]
+        self._key_starts = [_BEGINNING]
         self._key_seats = [0]
+        self._key_instants = [from_microseconds(_BEGINNING)]  # the starts once more
         self._leaf_latest = [from_microseconds(_BEGINNING)]
         self._build_maxima()
 
@@ -230,7 +231,7 @@ class _Gaps:
 
     def containing(self, window: TimeWindow) -> Iterator[int]:
         """The seat of each gap that contains the window, late gaps before early ones."""
-        number = bisect_right(self._key_starts, window.start)
+        number = bisect_right(self._key_instants, window.start)
         if self._leaf_latest[number - 1] >= window.end:
             # The one leaf of which some gaps have begun and some have not.
             leaf = self._leaves[number - 1]
@@ -248,14 +249,15 @@ class _Gaps:
 
     def _locate(self, start: int, seat: int) -> tuple[int, _Leaf, int]:
         """The leaf where that gap is or belongs, its number, and the gap's place in it."""
-        key = _place(self._key_starts, self._key_seats, from_microseconds(start), seat + 1)
+        key = _place(self._key_starts, self._key_seats, start, seat + 1)
         leaf = self._leaves[key - 1]
         return key - 1, leaf, _place(leaf.starts, leaf.seats, start, seat)
 
     def _split(self, number: int) -> None:
         earlier, later = self._leaves[number].halves()
         self._leaves[number : number + 1] = [earlier, later]
-        self._key_starts.insert(number + 1, from_microseconds(later.starts[0]))
+        self._key_starts.insert(number + 1, later.starts[0])
+        self._key_instants.insert(number + 1, from_microseconds(later.starts[0]))
         self._key_seats.insert(number + 1, later.seats[0])
         self._leaf_latest[number : number + 1] = [
             from_microseconds(earlier.latest),
@@ -267,7 +269,7 @@ class _Gaps:
         # The first key stands for all that comes before the second, whichever leaf is first.
         key = max(number, 1)
         del self._leaves[number], self._leaf_latest[number]
-        del self._key_starts[key], self._key_seats[key]
+        del self._key_starts[key], self._key_instants[key], self._key_seats[key]
         self._build_maxima()
 
     def _changed(self, number: int, former: int, present: int) -> None:
@@ -307,9 +309,7 @@ class _Gaps:
             step *= 2
 
 
-def _place[T: (int, datetime)](
-    starts: Sequence[T], seats: Sequence[int], start: T, seat: int
-) -> int:
+def _place(starts: Sequence[int], seats: Sequence[int], start: int, seat: int) -> int:
     """Where (start, seat) belongs in two parallel sequences that are ordered by both."""
     first = bisect_left(starts, start)
     if first == len(starts) or starts[first] != start or seats[first] >= seat:
