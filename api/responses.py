@@ -1,9 +1,11 @@
 """The answers that a route documents beside the one it hopes for."""
 
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from litestar.datastructures import ResponseHeader
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import Operation, RequestBody
 
 from api.problems import MEDIA_TYPE
 from api.structs import BookingProblem, Problem
@@ -21,6 +23,15 @@ _DESCRIPTIONS = {
 LOCATION = ResponseHeader(
     name="Location", description="Where the new resource is.", documentation_only=True, value=""
 )
+
+
+@dataclass
+class BodyMayBeLeftOut(Operation):
+    """Documents a body as optional, where the framework documents every body as required."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.request_body, RequestBody):
+            self.request_body.required = False
 
 
 def problems(*statuses: HTTPStatus) -> dict[int, ResponseSpec]:

@@ -21,7 +21,7 @@ from api.requests import (
     StrictRequest,
     parse_instant,
 )
-from api.responses import LOCATION, body_problems, booking_problems, problems
+from api.responses import LOCATION, BodyMayBeLeftOut, body_problems, booking_problems, problems
 from api.service import Service
 from api.structs import (
     ID_MAX,
@@ -171,6 +171,7 @@ class BookingsController(Controller):
         status_code=HTTPStatus.OK,
         responses=body_problems(HTTPStatus.NOT_FOUND),
         operation_id="cancel_booking",
+        operation_class=BodyMayBeLeftOut,
     )
     async def cancel(
         self,
@@ -196,6 +197,7 @@ class BookingsController(Controller):
         status_code=HTTPStatus.OK,
         responses=body_problems(HTTPStatus.NOT_FOUND),
         operation_id="start_booking",
+        operation_class=BodyMayBeLeftOut,
     )
     async def start(
         self,
@@ -215,6 +217,7 @@ class BookingsController(Controller):
         status_code=HTTPStatus.OK,
         responses=body_problems(HTTPStatus.NOT_FOUND),
         operation_id="complete_booking",
+        operation_class=BodyMayBeLeftOut,
     )
     async def complete(
         self,

@@ -66,6 +66,18 @@ def test_every_request_that_changes_something_takes_an_idempotency_key(
     assert taking == changing - {"check_booking"}  # which changes nothing
 
 
+def test_a_body_that_may_be_left_out_is_documented_as_optional(
+    client: httpx.Client, document: dict[str, Any]
+) -> None:
+    for path, method, operation in operations(document):
+        body = operation.get("requestBody")
+        if body is None or method != "post":
+            continue
+        existing = path.replace("{booking_id}", str(2**52))
+        sent = client.post(existing)
+        assert body["required"] is (sent.status_code != 404), path
+
+
 def test_the_examples_of_a_booking_can_be_sent(
     client: httpx.Client, document: dict[str, Any], driver_id: int, rider_id: int
 ) -> None:
