@@ -1,4 +1,5 @@
-# Needs make and any Python 3; brings everything else along, below this folder.
+# Needs make and any Python 3; brings everything else along, below this folder
+# save for uv's cache of downloads.
 # Written for GNU and BSD make alike, so the logic is the shell's.
 
 UV_VERSION = 0.13.9
@@ -15,6 +16,9 @@ FIND_UV = uv=uv; uv sync --help 2>/dev/null | grep -q no-default-groups || uv=.t
 	$$uv python find >/dev/null 2>&1 || ! $$uv python find '>=3.12' >/dev/null 2>&1 \
 		|| export UV_PYTHON='>=3.12'; \
 	[ ! -x .venv/bin/taxi ] || quiet=--quiet
+
+NO_SYNC = { echo 'The packages or a Python could not be set up (see above).' \
+	'uv downloads both: check the network, or install Python 3.12 or later.' >&2; exit 1; }
 
 .PHONY: help run test check clean uv runtime all
 
@@ -40,10 +44,10 @@ clean:
 
 # `run` leaves what `test` has installed in place, or each would undo the other.
 runtime: uv
-	@$(FIND_UV); exec $$uv sync $$quiet --frozen --no-dev --inexact
+	@$(FIND_UV); $$uv sync $$quiet --frozen --no-dev --inexact || $(NO_SYNC)
 
 all: uv
-	@$(FIND_UV); exec $$uv sync $$quiet --frozen
+	@$(FIND_UV); $$uv sync $$quiet --frozen || $(NO_SYNC)
 
 uv:
 	@$(FIND_UV); [ $$uv = uv ] || $(MAKE) -s .tools/uv

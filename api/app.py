@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from importlib.metadata import version
+from typing import Any
 
 from litestar import Litestar, get
 from litestar.di import Provide
@@ -28,8 +29,7 @@ from api.routes.operations import HealthController, MetricsController, ProblemsC
 from api.routes.riders import RidersController
 from api.service import Service
 from api.settings import Settings, read_settings
-from booking.allocation.ask_then_offer import AskThenOffer
-from booking.errors import TaxiError, Unavailable
+from booking.errors import InvalidInput, TaxiError, Unavailable
 from booking.fleet_index import FleetIndex
 from booking.postgres.advice import Advice
 from booking.postgres.database import Database
@@ -119,15 +119,29 @@ def from_environment() -> Litestar:
 
 def _service(settings: Settings) -> Service:
     database = _database(settings, pool_size=settings.pool_size)
-    ledger = find(Act.PREVENTION, settings.prevention).load()(database, AskThenOffer())
+    allocator = _strategy(Act.ALLOCATION, settings.allocator, "allocate", "TAXI_ALLOCATOR")
+    ledger = _strategy(Act.PREVENTION, settings.prevention, "record", "TAXI_PREVENTION")
     index = FleetIndex(
-        find(Act.DETECTION, settings.calendar).load(), find(Act.ALLOCATION, settings.roster).load()
+        _strategy(Act.DETECTION, settings.calendar, "is_free", "TAXI_CALENDAR"),
+        _strategy(Act.ALLOCATION, settings.roster, "any_free", "TAXI_ROSTER"),
     )
     # One connection of its own: a poll must not queue behind the requests.
     follower = Follower(_database(settings, pool_size=1), index)
+    recording = ledger(database, allocator())
     return Service(
-        settings, database, ledger, follower, Advice(database, follower), Commands(ledger)
+        settings, database, recording, follower, Advice(database, follower), Commands(recording)
     )
+
+
+def _strategy(act: Act, name: str, method: str, variable: str) -> type[Any]:
+    """The strategy's class, which must have `method`: rosters and allocators share a folder."""
+    try:
+        strategy = find(act, name).load()
+    except InvalidInput as error:
+        raise InvalidInput(error.message, field=variable) from None
+    if not hasattr(strategy, method):
+        raise InvalidInput(f"{name!r} is of another kind: it has no {method}().", field=variable)
+    return strategy
 
 
 def _database(settings: Settings, *, pool_size: int) -> Database:

@@ -1,14 +1,17 @@
 """What the service counts, beside what Litestar's own middleware does for each route."""
 
 import asyncio
+import os
 from collections.abc import Awaitable
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from litestar import Response
 from litestar.plugins.prometheus import PrometheusConfig
 from prometheus_client import Counter, Gauge
+from prometheus_client.multiprocess import mark_process_dead
 
 from api.problems import slug_of
 from api.structs import Problem
@@ -27,7 +30,7 @@ _bookings = Counter(
 _index_age = Gauge(
     "taxi_index_age_seconds",
     "How old the in-memory index is; the oldest of all processes.",
-    multiprocess_mode="max",
+    multiprocess_mode="livemax",
 )
 _in_use = Gauge(
     "taxi_connections_in_use", "Database connections at work.", multiprocess_mode="livesum"
@@ -57,8 +60,20 @@ def _slug_in(problem: bytes) -> str:
 
 async def watch(database: Database, follower: Follower) -> None:
     """Keep the gauges up to date until cancelled."""
+    _forget_dead_workers()
     while True:
         _index_age.set(follower.lag_s)
         _in_use.set(database.in_use)
         _waiting.set(database.waiting)
         await asyncio.sleep(_INTERVAL_S)
+
+
+def _forget_dead_workers() -> None:
+    """Drop the gauges of workers that were killed; whoever replaces one comes by here."""
+    shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    for file in Path(shared).glob("gauge_live*.db") if shared else ():
+        pid = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]  # of the library

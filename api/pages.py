@@ -20,6 +20,7 @@ from booking.time_window import utc
 CursorQuery = Annotated[
     str | None, QueryParameter(max_length=200, description="`next_cursor` of the page before.")
 ]
+_Aware = Annotated[datetime, msgspec.Meta(tz=True)]
 _Position = Annotated[int, msgspec.Meta(ge=0, le=ID_MAX)]
 
 
@@ -45,7 +46,7 @@ def read_start_cursor(cursor: str | None) -> tuple[datetime, int] | None:
     """The start and id behind which a page starts; None for the first page."""
     if cursor is None:
         return None
-    start, id_ = _read(cursor, tuple[datetime, _Position])
+    start, id_ = _read(cursor, tuple[_Aware, _Position])
     return utc(start, "cursor"), id_
 
 

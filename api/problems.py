@@ -30,6 +30,13 @@ from booking.errors import (
 logger = logging.getLogger(__name__)
 
 
+def in_plain_words(rule: str) -> str:
+    """A rule that msgspec says was broken, as a sentence."""
+    if "matching regex" in rule:
+        return "It holds a character that is not allowed here, or nothing but blanks."
+    return rule.rstrip(".") + "."
+
+
 class MalformedBody(InvalidInput):
     """The body is not valid JSON."""
 
@@ -52,6 +59,7 @@ STATUS: Mapping[type[TaxiError], HTTPStatus] = {
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
+_HUNG_UP = "client disconnected prematurely"  # Litestar raises it as a server's error
 
 _encode = msgspec.json.Encoder().encode
 
@@ -97,7 +105,9 @@ def on_domain_error(_request: Request[Any, Any, Any], error: TaxiError) -> Respo
     """Answer what the domain refused."""
     problem = problem_of(error)
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.warning("%s: %s", problem.type, error.__cause__ or error)
+        cause = error.__cause__ or error
+        # The driver's own words: the library's around them quote the statement.
+        logger.warning("%s: %s", problem.type, getattr(cause, "orig", None) or cause)
     return problem_response(problem, headers_of(problem.status, error))
 
 
@@ -106,6 +116,9 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
     if isinstance(error, ValidationException):
         return problem_response(_wrong_parameters(request, error))
     status = HTTPStatus(error.status_code)
+    if error.detail == _HUNG_UP:
+        # Nobody hears the answer; it is the client's doing, and no reason to wake anybody.
+        return Response(b"", status_code=HTTPStatus.BAD_REQUEST)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return on_bug(request, error)
     problem = Problem(
@@ -129,7 +142,10 @@ def on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
 
 
 def _detail(error: HTTPException, status: HTTPStatus) -> str:
-    return error.detail if error.detail != status.phrase else status.description or status.phrase
+    # What is said of a path that is not there may name a file of this machine.
+    if status == HTTPStatus.NOT_FOUND or error.detail == status.phrase:
+        return status.description or status.phrase
+    return error.detail
 
 
 def _wrong_parameters(request: Request[Any, Any, Any], error: ValidationException) -> Problem:
@@ -154,7 +170,7 @@ def _field_error(request: Request[Any, Any, Any], given: Mapping[str, str]) -> F
     field = request.route_handler.parsed_fn_signature.parameters.get(key)
     declared = field.kwarg_definition if field is not None else None
     name = declared.name if isinstance(declared, ParameterKwarg) else None
-    return FieldError(name or key, given.get("message", "").rstrip(".") + ".")
+    return FieldError(name or key, in_plain_words(given.get("message", "")))
 
 
 async def explain_plainly(error: TaxiError) -> Problem:

@@ -14,21 +14,30 @@ from litestar import Request
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import QueryParameter
 
-from api.problems import MalformedBody, UnsupportedBody
-from api.structs import ID_MAX
+from api.problems import MalformedBody, UnsupportedBody, in_plain_words
+from api.structs import ID_MAX, PRINTABLE
 from booking.errors import InvalidInput
 
-_INSTANT = QueryParameter(
-    description="RFC 3339 with its offset from UTC; write + as %2B.",
-    schema_extra={"format": "date-time", "examples": ["2026-12-01T09:00:00Z"]},
-)
-InstantQuery = Annotated[str, _INSTANT]
+
+def _instant(example: str) -> QueryParameter:
+    return QueryParameter(
+        description="RFC 3339 with its offset from UTC; write + as %2B.",
+        schema_extra={"format": "date-time", "examples": [example]},
+    )
+
+
+_START, _END = _instant("2026-12-01T09:00:00Z"), _instant("2026-12-01T09:30:00Z")
+StartQuery = Annotated[str, _START]
+EndQuery = Annotated[str, _END]
 # The parameter is declared around the whole union: within it, its rules would be lost.
-OptionalInstantQuery = Annotated[str | None, _INSTANT]
+OptionalStartQuery = Annotated[str | None, _START]
+OptionalEndQuery = Annotated[str | None, _END]
 OptionalIdQuery = Annotated[int | None, QueryParameter(ge=1, le=ID_MAX)]
-OptionalFleetQuery = Annotated[
-    str | None, QueryParameter(max_length=100, description="Only drivers of this fleet.")
-]
+_FLEET = QueryParameter(
+    min_length=1, max_length=100, pattern=PRINTABLE, description="Only drivers of this fleet."
+)
+FleetQuery = Annotated[str, _FLEET]
+OptionalFleetQuery = Annotated[str | None, _FLEET]
 LimitQuery = Annotated[int, QueryParameter(ge=1, le=1_000, description="At most so many items.")]
 
 
@@ -69,11 +78,14 @@ def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
 
     A misspelt filter would otherwise be taken for none at all.
     """
-    if not request.query_params or not isinstance(request.route_handler, HTTPRouteHandler):
+    handler = request.route_handler
+    if not request.query_params or not isinstance(handler, HTTPRouteHandler):
         return
+    if not handler.resolve_include_in_schema():
+        return  # pages and metrics, whose readers have parameters of their own
     known = [
         field.kwarg_definition.name or name
-        for name, field in request.route_handler.parsed_fn_signature.parameters.items()
+        for name, field in handler.parsed_fn_signature.parameters.items()
         if isinstance(field.kwarg_definition, QueryParameter)
     ]
     for name in request.query_params:
@@ -82,10 +94,12 @@ def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
                 f"There is no such parameter here; there is {', '.join(known) or 'none'}.",
                 field=name,
             )
+        if len(request.query_params.getall(name)) > 1:
+            raise InvalidInput("It may be given once.", field=name)
 
 
 def _wrong_field(rule: str, path: str) -> InvalidInput:
     """The error for what msgspec found wrong at `path`; it names a missing field in the rule."""
     named = re.search(r"field `([^`]*)`", rule)
     field = path or (named.group(1) if named else "body")
-    return InvalidInput(f"{rule}.", field=field)
+    return InvalidInput(in_plain_words(rule), field=field)

@@ -43,13 +43,17 @@ class Service:
         problem = problem_of(error)
         if not isinstance(error, BookingConflict | NoDriverFree):
             return problem
-        if isinstance(error, BookingConflict):
-            conflicts = error.conflicts
-            next_free, free_drivers = await self.alternatives(request, conflicts)
-        else:
-            # The database has just said that nobody is free; memory may not know it yet.
-            conflicts, free_drivers = (), []
-            next_free = Offer.of(self.advice.next_free_of_fleet(request.window, request.fleet))
+        conflicts = error.conflicts if isinstance(error, BookingConflict) else ()
+        try:
+            if isinstance(error, BookingConflict):
+                next_free, free_drivers = await self.alternatives(request, conflicts)
+            else:
+                # The database has just said that nobody is free; memory may not know it yet.
+                free_drivers = []
+                next_free = Offer.of(self.advice.next_free_of_fleet(request.window, request.fleet))
+        except Unavailable:
+            # A refusal stands on its own: where the advice fails, it offers nothing.
+            next_free, free_drivers = None, []
         return BookingProblem(
             **structs.asdict(problem),
             conflicts=[Conflict.of(held) for held in conflicts],
@@ -58,24 +62,22 @@ class Service:
         )
 
     async def alternatives(
-        self, request: BookingRequest, conflicts: Sequence[Held] = ()
+        self, request: BookingRequest, conflicts: Sequence[Held]
     ) -> tuple[Offer | None, list[int]]:
         """When the driver, or somebody of the fleet, is free next; and who is at this time.
 
-        `conflicts` is what the ledger saw in the way, which memory may not know
-        of yet. A refusal stands on its own: where the advice fails, it offers nothing.
+        `conflicts` is what the database saw in the way, which memory may not know
+        of yet. Whether anybody of a fleet is free at this time is asked of the
+        database. Raises `Unavailable`.
         """
         window, driver_id = request.window, request.driver_id
-        try:
-            if driver_id is None:
-                free = await self.advice.free_drivers(window, request.fleet, ALTERNATIVES_MAX)
-                next_free = (
-                    window if free.ids else self.advice.next_free_of_fleet(window, request.fleet)
-                )
-                return Offer.of(next_free), free.ids
-            fleet = (await self.look(lambda c: reads.driver(c, driver_id))).fleet
-            next_free = await self.advice.next_free(driver_id, window, conflicts)
-            free = await self.advice.free_drivers(window, fleet, ALTERNATIVES_MAX, (driver_id,))
-        except Unavailable:
-            return None, []
+        if driver_id is None:
+            free = await self.advice.free_drivers_now(window, request.fleet, ALTERNATIVES_MAX)
+            next_free = (
+                window if free.ids else self.advice.next_free_of_fleet(window, request.fleet)
+            )
+            return Offer.of(next_free), free.ids
+        fleet = (await self.look(lambda c: reads.driver(c, driver_id))).fleet
+        next_free = await self.advice.next_free(driver_id, window, conflicts)
+        free = await self.advice.free_drivers(window, fleet, ALTERNATIVES_MAX, (driver_id,))
         return Offer.of(next_free), free.ids

@@ -23,6 +23,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     database_url: str
     prevention: str = SHIPPED
     """The prevention recipe; its database must have been prepared for it."""
+    allocator: str = "ask_then_offer"
+    """The allocation strategy that finds any free driver in SQL."""
     calendar: str = "bisect_neighbours"
     roster: str = "gap_index"
     """The detection and allocation strategies of the in-memory index."""

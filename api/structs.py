@@ -20,14 +20,13 @@ ID_MAX = 2**53 - 1
 """The largest integer that every reader of JSON keeps exact (RFC 8259, section 6)."""
 
 Id = Annotated[int, Meta(ge=1, le=ID_MAX, examples=[1])]
-# No NUL: PostgreSQL's text cannot hold it.
-_PRINTABLE = r"^(?=.*\S)[^\x00-\x1f\x7f]*$"
+# No NUL: PostgreSQL's text cannot hold it. Not all blank. No lookahead: those who generate
+# requests from the pattern cannot follow one.
+PRINTABLE = r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"
 Name = Annotated[
-    str, Meta(min_length=1, max_length=200, pattern=_PRINTABLE, examples=["Ada Lovelace"])
+    str, Meta(min_length=1, max_length=200, pattern=PRINTABLE, examples=["Ada Lovelace"])
 ]
-FleetName = Annotated[
-    str, Meta(min_length=1, max_length=100, pattern=_PRINTABLE, examples=["main"])
-]
+FleetName = Annotated[str, Meta(min_length=1, max_length=100, pattern=PRINTABLE, examples=["main"])]
 ZoneName = Annotated[
     str,
     Meta(

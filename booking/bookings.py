@@ -63,11 +63,6 @@ def check_transition(present: BookingState, wanted: BookingState) -> None:
         )
 
 
-def sources_of(wanted: BookingState) -> frozenset[BookingState]:
-    """The states that may become `wanted`."""
-    return frozenset(state for state, allowed in TRANSITIONS.items() if wanted in allowed)
-
-
 @dataclass(frozen=True, slots=True)
 class BookingRequest:
     """What a rider asks for: `window`, with `driver_id` or (None) any free driver of `fleet`.

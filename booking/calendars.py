@@ -56,13 +56,6 @@ class Calendar(Protocol):
         ...
 
 
-def free_gaps(
-    calendar: Calendar, within: TimeWindow, at_least: timedelta = timedelta(0)
-) -> list[TimeWindow]:
-    """The parts of `within` in which nothing is held, in order, each no shorter than `at_least`."""
-    return list(gaps_between(calendar.conflicts(within), within, at_least))
-
-
 def gaps_between(
     taken: Iterable[Held], within: TimeWindow, at_least: timedelta = timedelta(0)
 ) -> Iterator[TimeWindow]:

@@ -34,6 +34,10 @@ class NaiveInstant(InvalidInput):
     """An instant must carry its offset from UTC, as in 2026-03-08T09:00:00Z."""
 
 
+class OutOfCalendar(InvalidInput):
+    """An instant must lie in the years 2 to 9998."""
+
+
 class EmptyWindow(InvalidInput):
     """A time window must end after it starts."""
 

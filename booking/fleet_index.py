@@ -23,12 +23,12 @@ from typing import NamedTuple
 from booking.calendars import Calendar, Held, gaps_between
 from booking.errors import BookingConflict, TaxiError
 from booking.rosters import Roster
-from booking.time_window import TimeWindow
+from booking.time_window import LATEST, TimeWindow
 
 LOOK_AHEAD = timedelta(days=7)
 """How far ahead the next free window is looked for."""
 
-_BEGINNING, _END = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_BEGINNING = datetime.min.replace(tzinfo=UTC)
 _MINUTE_S = 60
 
 
@@ -175,35 +175,16 @@ class FleetIndex:
         )
         return [driver_id for driver_id, _ in zip(free, range(limit), strict=False)]
 
-    def is_free(self, driver_id: int, window: TimeWindow) -> bool:
-        """Whether the driver holds no booking in the window. Raises `NotInMemory`."""
-        return self._driver(driver_id, window).is_free(window)
-
     def conflicts(self, driver_id: int, window: TimeWindow) -> list[Held]:
         """The driver's bookings that overlap the window, in order of start.
 
         Raises `NotInMemory`.
         """
-        return self._driver(driver_id, window).conflicts(window)
-
-    def next_free(
-        self, driver_id: int, window: TimeWindow, besides: Sequence[Held] = ()
-    ) -> TimeWindow | None:
-        """The earliest free window like this one, as `next_free_among` says.
-
-        Raises `NotInMemory`.
-        """
-        wide = search_window(window)
-        return next_free_among(self.conflicts(driver_id, wide), window, besides)
-
-    def free_gaps(
-        self, driver_id: int, within: TimeWindow, at_least: timedelta = timedelta(0)
-    ) -> list[TimeWindow]:
-        """The parts of `within` in which the driver is free, as `calendars.free_gaps` says.
-
-        Raises `NotInMemory`.
-        """
-        return list(gaps_between(self.conflicts(driver_id, within), within, at_least))
+        self._check(window)
+        driver = self._drivers.get(driver_id)
+        if driver is None:
+            raise NotInMemory
+        return driver.conflicts(window)
 
     def __iter__(self) -> Iterator[Claim]:
         """Everything that is held, in no particular order."""
@@ -218,13 +199,6 @@ class FleetIndex:
     def _check(self, window: TimeWindow) -> None:
         if window.start < self.horizon:
             raise NotInMemory
-
-    def _driver(self, driver_id: int, window: TimeWindow) -> _Driver:
-        self._check(window)
-        driver = self._drivers.get(driver_id)
-        if driver is None:
-            raise NotInMemory
-        return driver
 
     def _hold(self, claim: Claim) -> None:
         driver = self._drivers.get(claim.driver_id)
@@ -274,7 +248,7 @@ class FleetIndex:
 
 def search_window(window: TimeWindow) -> TimeWindow:
     """All the time in which the next free window like this one is looked for."""
-    return TimeWindow(window.start, window.end + min(LOOK_AHEAD, _END - window.end))
+    return TimeWindow(window.start, window.end + min(LOOK_AHEAD, LATEST - window.end))
 
 
 def next_free_among(

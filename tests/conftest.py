@@ -113,6 +113,7 @@ class RunningService:
     """`taxi serve` in a process of its own."""
 
     address: str
+    database_url: str
     process: subprocess.Popen[str]
 
 
@@ -150,10 +151,10 @@ def _services() -> Iterator[Callable[..., RunningService]]:
             )
             stack.callback(process.terminate)
             assert process.stdout is not None
-            announced = process.stdout.readline()
+            announced = process.stdout.readline().strip() or process.stdout.readline()
             found = re.match(r"Serving on (http://\S+)", announced)
             assert found, f"taxi serve said {announced!r}"
-            return RunningService(found.group(1), process)
+            return RunningService(found.group(1), url, process)
 
         yield start
 

@@ -68,17 +68,37 @@ def test_what_is_wrong_is_said_in_a_line_without_a_traceback_or_a_password(
     arguments: tuple[str, ...], environment: dict[str, str], said: str
 ) -> None:
     failed = run(*arguments, **environment)
-    assert failed.returncode in {1, 2}
+    assert failed.returncode in {2, 3}
     assert said in failed.stderr
     assert "Traceback" not in failed.stderr
     assert "secret" not in failed.stdout + failed.stderr
 
 
-def test_a_wrong_setting_is_named(fresh_url: str) -> None:
-    failed = run("serve", "--port", "0", DATABASE_URL=fresh_url, TAXI_POOL_SIZE="many")
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("TAXI_POOL_SIZE", "many"),
+        ("TAXI_POOL_SIZE", "0"),
+        ("TAXI_WAIT_S_MAX", "-1"),
+        ("TAXI_CALENDAR", "nonesuch"),
+        ("TAXI_ROSTER", "ask_then_offer"),
+        ("TAXI_ALLOCATOR", "gap_index"),
+    ],
+)
+def test_a_wrong_setting_is_named(fresh_url: str, variable: str, value: str) -> None:
+    failed = run("serve", "--port", "0", DATABASE_URL=fresh_url, **{variable: value})
     assert failed.returncode == 2
-    assert "TAXI_POOL_SIZE" in failed.stderr
+    assert variable in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_demo_on_a_database_with_nobody_to_book_says_where_it_serves(
+    fresh_url: str, serve: Any, execute: Any
+) -> None:
+    alone = "INSERT INTO drivers (name, fleet, zone) VALUES ('Ada', 'main', 'UTC')"
+    asyncio.run(execute(fresh_url, alone))
+    running = serve(fresh_url, "--demo")
+    assert httpx.get(f"{running.address}/riders", trust_env=False).json()["items"] == []
 
 
 def test_a_port_in_use_is_said_and_without_a_choice_another_is_taken(
@@ -87,7 +107,7 @@ def test_a_port_in_use_is_said_and_without_a_choice_another_is_taken(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         failed = run("serve", "--port", str(port), DATABASE_URL=fresh_url)
-        assert failed.returncode == 1
+        assert failed.returncode == 3
         assert f"{port} is in use" in failed.stderr
     first, second = serve(fresh_url, port=None), serve(fresh_url, port=None)
     assert first.address != second.address
@@ -120,6 +140,9 @@ def test_an_audit_finds_what_was_written_past_the_constraint(
         for each in json.loads(found.stdout)["double_bookings"]
     ]
     assert pairs == [(1, 3), (3, 2)]
+    never_served = run("audit", "--prevention", "row_lock", DATABASE_URL=url)
+    assert never_served.returncode == 3, "not to be taken for a double booking"
+    assert "not set up" in never_served.stderr
     assert "2 double bookings" in run("audit", DATABASE_URL=url, COLUMNS="200").stdout
 
 

@@ -290,6 +290,28 @@ def test_a_port_that_was_taken_meanwhile_is_given_up_for_another(home: Path) -> 
         assert after.url == moved.url
 
 
+def test_a_port_file_cut_short_is_made_anew(home: Path) -> None:
+    with EmbeddedPostgres(home, settings=QUICK) as server:
+        port = server.data.parent / "port"
+    for left in ("", "45\x00"):
+        port.write_text(left)
+        with EmbeddedPostgres(home, settings=QUICK) as server:
+            assert f":{port.read_text().strip()}/" in server.url
+
+
+@pytest.mark.parametrize("said", ["", "elsewhere", "/no/such/folder"])
+def test_data_that_is_not_where_it_should_be_is_not_begun_anew(
+    server_directory: Path, said: str
+) -> None:
+    (server_directory / "place").write_text(said)
+    with (
+        pytest.raises(EmbeddedFailed, match="should lie where"),
+        EmbeddedPostgres(server_directory),
+    ):
+        pass
+    assert not (server_directory / "postgres").exists()
+
+
 def test_an_interrupted_creation_is_healed(server_directory: Path) -> None:
     home = server_directory / "0"
     while not _interrupted(home):  # it was quicker than the signal

@@ -1,7 +1,7 @@
 """`FleetIndex` against a model that keeps every word it was told in a dictionary."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -11,12 +11,19 @@ from hypothesis import strategies as st
 
 from booking.allocation.gap_index import GapIndex
 from booking.allocation.walk_the_fleet import WalkTheFleet
-from booking.calendars import Held
+from booking.calendars import Held, gaps_between
 from booking.detection.bisect_neighbours import BisectNeighbours
 from booking.detection.interval_tree import IntervalTree
 from booking.detection.linear_scan import LinearScan
-from booking.fleet_index import LOOK_AHEAD, Claim, FleetIndex, NotInMemory
-from booking.time_window import TimeWindow
+from booking.fleet_index import (
+    LOOK_AHEAD,
+    Claim,
+    FleetIndex,
+    NotInMemory,
+    next_free_among,
+    search_window,
+)
+from booking.time_window import LATEST, TimeWindow
 
 NOON = datetime(2026, 3, 8, 12, tzinfo=UTC)
 SLOTS = 8
@@ -105,6 +112,12 @@ class Model:
         )
 
 
+def next_free(
+    index: FleetIndex, driver_id: int, window: TimeWindow, besides: Sequence[Held] = ()
+) -> TimeWindow | None:
+    return next_free_among(index.conflicts(driver_id, search_window(window)), window, besides)
+
+
 def disagreement(index: FleetIndex, model: Model) -> str | None:
     """The first question that the two answer differently."""
     return next(_disagreements(index, model), None)
@@ -129,13 +142,11 @@ def _disagreements_about(
         yield f"order of the conflicts of {driver_id} in {window}"
     if set(conflicts) != model.conflicts(driver_id, window):
         yield f"conflicts of {driver_id} in {window}"
-    if index.is_free(driver_id, window) == bool(conflicts):
-        yield f"is {driver_id} free in {window}"
-    if index.next_free(driver_id, window) != model.next_free(driver_id, window):
+    if next_free(index, driver_id, window) != model.next_free(driver_id, window):
         yield f"next free of {driver_id} after {window}"
-    gaps = index.free_gaps(driver_id, window)
-    for quarter in (each for each in QUARTERS if window.contains(each)):
-        is_gap = any(gap.contains(quarter) for gap in gaps)
+    gaps = list(gaps_between(conflicts, window))
+    for quarter in (each for each in QUARTERS if each.overlaps(window)):
+        is_gap = any(gap.overlaps(quarter) for gap in gaps)
         if is_gap == bool(model.conflicts(driver_id, quarter)):
             yield f"gaps of {driver_id} in {window}"
 
@@ -180,7 +191,7 @@ class DropsWhatOverlaps(FleetIndex):
     """The index as one writes it first: what the calendar refuses is lost."""
 
     def apply_booking(self, booking_id: int, driver_id: int, window: TimeWindow | None) -> None:
-        if window is None or self.is_free(driver_id, window):
+        if window is None or not self.conflicts(driver_id, window):
             super().apply_booking(booking_id, driver_id, window)
 
 
@@ -204,7 +215,7 @@ def test_a_booking_heard_of_before_the_cancellation_that_made_room_for_it(
     index.apply_booking(11, 1, at(2, 6))
     assert index.free_drivers(at(4, 6), "main", 5) == [2]
     index.apply_booking(10, 1, None)
-    assert index.is_free(1, at(0, 2))
+    assert not index.conflicts(1, at(0, 2))
     assert index.free_drivers(at(4, 6), "main", 5) == [2]
     assert sorted(index.free_drivers(at(0, 2), "main", 5)) == [1, 2]
 
@@ -230,9 +241,9 @@ def test_a_double_booking_counts_until_both_are_gone(index: FleetIndex) -> None:
     index.apply_booking(11, 1, at(0, 4))
     assert [held.booking_id for held in index.conflicts(1, at(0, 4))] == [10, 11]
     index.apply_booking(10, 1, None)
-    assert not index.is_free(1, at(0, 4))
+    assert index.conflicts(1, at(0, 4))
     index.apply_booking(11, 1, None)
-    assert index.is_free(1, at(0, 4))
+    assert not index.conflicts(1, at(0, 4))
 
 
 def test_what_has_ended_is_dropped_and_no_longer_answered(index: FleetIndex) -> None:
@@ -241,10 +252,10 @@ def test_what_has_ended_is_dropped_and_no_longer_answered(index: FleetIndex) -> 
     assert index.forget_before(NOON + timedelta(hours=1, minutes=1)) == 1
     assert [claim.booking_id for claim in index] == [11]
     with pytest.raises(NotInMemory):
-        index.is_free(1, at(0, 1))
+        index.conflicts(1, at(0, 1))
     with pytest.raises(NotInMemory):
         index.free_drivers(at(0, 8), "main", 1)
-    assert index.is_free(1, at(5, 6))
+    assert not index.conflicts(1, at(5, 6))
 
 
 def test_what_had_ended_before_it_is_heard_of_is_not_held(index: FleetIndex) -> None:
@@ -261,17 +272,17 @@ def test_the_horizon_never_moves_back(index: FleetIndex) -> None:
 
 def test_a_driver_nobody_told_of_is_not_answered_for(index: FleetIndex) -> None:
     with pytest.raises(NotInMemory):
-        index.is_free(77, at(0, 1))
+        index.conflicts(77, at(0, 1))
 
 
 def test_a_driver_who_retires_is_offered_no_more_and_forgotten_when_idle(index: FleetIndex) -> None:
     index.apply_booking(10, 1, at(0, 4))
     index.apply_driver(1, None)
     assert index.free_drivers(at(4, 8), "main", 5) == [2]
-    assert not index.is_free(1, at(0, 4))
+    assert index.conflicts(1, at(0, 4))
     index.apply_booking(10, 1, None)
     with pytest.raises(NotInMemory):
-        index.is_free(1, at(0, 4))
+        index.conflicts(1, at(0, 4))
 
 
 def test_no_more_are_listed_than_asked_for_and_none_of_those_left_out(index: FleetIndex) -> None:
@@ -285,8 +296,8 @@ def test_no_more_are_listed_than_asked_for_and_none_of_those_left_out(index: Fle
 
 def test_who_was_refused_is_not_offered_the_same_time_again(index: FleetIndex) -> None:
     unheard_of = Held(10, at(0, 2))
-    assert index.next_free(1, at(0, 1)) == at(0, 1)
-    assert index.next_free(1, at(0, 1), besides=[unheard_of]) == at(2, 3)
+    assert next_free(index, 1, at(0, 1)) == at(0, 1)
+    assert next_free(index, 1, at(0, 1), besides=[unheard_of]) == at(2, 3)
 
 
 def test_the_next_free_window_is_looked_for_a_week_ahead_and_no_further(index: FleetIndex) -> None:
@@ -294,14 +305,13 @@ def test_the_next_free_window_is_looked_for_a_week_ahead_and_no_further(index: F
     for day in range(7):
         start = NOON + timedelta(days=day)
         index.apply_booking(10 + day, 1, TimeWindow(start, start + timedelta(days=1)))
-    assert index.next_free(1, wanted) == wanted.moved_to(NOON + LOOK_AHEAD)
+    assert next_free(index, 1, wanted) == wanted.moved_to(NOON + LOOK_AHEAD)
     index.apply_booking(99, 1, wanted.moved_to(NOON + LOOK_AHEAD))
-    assert index.next_free(1, wanted) is None
+    assert next_free(index, 1, wanted) is None
 
 
 def test_the_search_stops_at_the_end_of_the_calendar(index: FleetIndex) -> None:
-    last = datetime.max.replace(tzinfo=UTC)
-    wanted = TimeWindow(last - timedelta(hours=1), last)
-    assert index.next_free(1, wanted) == wanted
+    wanted = TimeWindow(LATEST - timedelta(hours=1), LATEST)
+    assert next_free(index, 1, wanted) == wanted
     index.apply_booking(10, 1, wanted)
-    assert index.next_free(1, wanted) is None
+    assert next_free(index, 1, wanted) is None

@@ -49,7 +49,12 @@ def _as_ctrl_c(_signal: int, _frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Run the command line. What the domain refuses is one line on stderr, and no traceback."""
+    """Run the command line. What the domain refuses is one line on stderr, and no traceback.
+
+    Exits with 0 when all is well, 1 when the command did its work and found
+    something wrong, 2 for wrong input, 3 when it could not do its work, and 130
+    when it was interrupted.
+    """
     # Whatever stops a command must also let it stop the database that it started.
     for ends in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ends, _as_ctrl_c)
@@ -64,5 +69,5 @@ def main() -> None:
         where = f"{error.field}: " if error.field else ""
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print(f"[bold red]taxi:[/] {escape(where + error.message)}")
-        sys.exit(2 if isinstance(error, InvalidInput) else 1)
+        sys.exit(2 if isinstance(error, InvalidInput) else 3)
     sys.exit(status if isinstance(status, int) else 0)

@@ -51,7 +51,10 @@ def check(prevention: str) -> int:
 @command.command("url")
 @prevention_option
 def url(prevention: str) -> None:
-    """Print the database's address, with its password, for psql and the like."""
+    """Print the database's address, with its password, for psql and the like.
+
+    The embedded server answers there while something uses it, as `taxi serve` does.
+    """
     with server_url() as address:
         click.echo(schema.url_for(address, prevention))
 

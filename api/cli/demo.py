@@ -3,7 +3,6 @@
 import json
 from datetime import UTC, datetime, timedelta
 
-import click
 import httpx
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -48,42 +47,48 @@ async def _seed(connection: AsyncConnection) -> None:
             await insert_booking(connection, BookingRequest(rider.id, window, driver.id))
 
 
-def print_demo(client: httpx.Client, address: str) -> None:
-    """Print the address of the API page and three requests that work when pasted."""
-    driver = client.get("/drivers", params={"limit": 1, "working": True}).json()["items"][0]["id"]
-    rider = client.get("/riders", params={"limit": 1}).json()["items"][0]["id"]
-    start, end = _free_time(client, driver)
-    body = json.dumps(
-        {"driver_id": driver, "rider_id": rider, "start": start, "predicted_end": end}
-    )
-    book = f"curl -i {address}/bookings -H 'Content-Type: application/json' -d '{body}'"
-    free = f"curl '{address}/availability?start={start}&end={end}'"
-    click.echo(
-        f"""
+def what_to_try(client: httpx.Client, address: str) -> str:
+    """The address of the API page and three requests that work when pasted.
+
+    Without the requests where the database is somebody's own and has nobody to book.
+    """
+    drivers = client.get("/drivers", params={"limit": 1, "working": True}).json()["items"]
+    riders = client.get("/riders", params={"limit": 1}).json()["items"]
+    start, end = _free_time(client, drivers[0]["id"]) if drivers else (None, None)
+    lines = f"""
 Serving on {address}
 
   API page            {address}/docs
-
+"""
+    if riders and start is not None:
+        body = json.dumps(
+            {
+                "driver_id": drivers[0]["id"],
+                "rider_id": riders[0]["id"],
+                "start": start,
+                "predicted_end": end,
+            }
+        )
+        book = f"curl -i {address}/bookings -H 'Content-Type: application/json' -d '{body}'"
+        lines += f"""
   Book                {book}
   Book again (409)    {book}
-  Find a free driver  {free}
-
-  Stop                Ctrl-C  (the bookings stay)
+  Find a free driver  curl '{address}/availability?start={start}&end={end}'
 """
-    )
+    return f"{lines}\n  Stop                Ctrl-C  (the bookings stay)\n"
 
 
-def _free_time(client: httpx.Client, driver_id: int) -> tuple[str, str]:
+def _free_time(client: httpx.Client, driver_id: int) -> tuple[str | None, str | None]:
     """Half an hour of the coming days in which the driver is free, from a full hour on."""
     start = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
-    gaps = client.get(
-        f"/drivers/{driver_id}/gaps",
-        params={
-            "start": start.isoformat(),
-            "end": (start + timedelta(days=30)).isoformat(),
-            "at_least_minutes": 90,
-        },
-    ).json()["items"]
+    span: dict[str, str | int] = {
+        "start": _z(start),
+        "end": _z(start + timedelta(days=30)),
+        "at_least_minutes": 90,
+    }
+    gaps = client.get(f"/drivers/{driver_id}/gaps", params=span).json()["items"]
+    if not gaps:
+        return None, None
     gap_start = datetime.fromisoformat(gaps[0]["start"])
     whole = gap_start.replace(minute=0, second=0, microsecond=0)
     begin = whole if whole == gap_start else whole + timedelta(hours=1)

@@ -15,7 +15,8 @@ import uvicorn
 from rich.console import Console
 from uvicorn.supervisors import Multiprocess
 
-from api.cli.demo import print_demo, seed
+from api.app import create_app
+from api.cli.demo import seed, what_to_try
 from api.cli.home import prevention_option, server_url
 from api.settings import Settings, as_environment, read_settings, variable_of
 from booking.errors import InvalidInput, TaxiError
@@ -68,6 +69,7 @@ def command(
             settings = read_settings(
                 os.environ | {"DATABASE_URL": url, variable_of("prevention"): prevention}
             )
+            create_app(settings)  # for the sake of a clear error, before any worker starts
             address = f"http://{_shown(host)}:{listener.getsockname()[1]}"
             threading.Thread(target=_announce, args=(address, demo), daemon=True).start()
             _serve(settings, listener, workers, log_level)
@@ -128,10 +130,8 @@ def _announce(address: str, demo: bool) -> None:  # passed by a thread
         while time.monotonic() < give_up_at:
             with contextlib.suppress(httpx.HTTPError):
                 if client.get("/ready").is_success:
-                    if demo:
-                        print_demo(client, address)
-                    else:
-                        click.echo(f"Serving on {address}  (API page: {address}/docs)")
+                    plainly = f"Serving on {address}  (API page: {address}/docs)"
+                    click.echo(what_to_try(client, address) if demo else plainly)
                     return
             time.sleep(0.05)
     console.print(f"[yellow]The service does not answer on {address} yet.[/]")

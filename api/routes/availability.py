@@ -6,7 +6,7 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.params import QueryParameter
 
-from api.requests import InstantQuery, parse_instant
+from api.requests import EndQuery, FleetQuery, StartQuery, parse_instant
 from api.responses import problems
 from api.service import Service
 from api.structs import Availability, window_of
@@ -22,10 +22,10 @@ class AvailabilityController(Controller):
     @get(responses=problems(), operation_id="get_availability")
     async def read(
         self,
-        start: InstantQuery,
-        end: InstantQuery,
+        start: StartQuery,
+        end: EndQuery,
         service: NamedDependency[Service],
-        fleet: Annotated[str, QueryParameter(description="The fleet to look in.")] = MAIN_FLEET,
+        fleet: FleetQuery = MAIN_FLEET,
         limit: Annotated[int, QueryParameter(ge=1, le=1_000)] = 100,
     ) -> Availability:
         """Name drivers of the fleet who are free for the whole window, in no particular order.

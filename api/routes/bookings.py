@@ -15,9 +15,10 @@ from api.idempotency import Command, KeyHeader
 from api.pages import CursorQuery, page_of, read_start_cursor
 from api.requests import (
     LimitQuery,
+    OptionalEndQuery,
     OptionalFleetQuery,
     OptionalIdQuery,
-    OptionalInstantQuery,
+    OptionalStartQuery,
     StrictRequest,
     parse_instant,
 )
@@ -125,7 +126,7 @@ class BookingsController(Controller):
             return await reads.conflicts_of(connection, wanted.driver_id, wanted.window)
 
         conflicts = await service.look(work)
-        next_free, free_drivers = await service.alternatives(wanted)
+        next_free, free_drivers = await service.alternatives(wanted, conflicts)
         nobody = wanted.driver_id is None and not free_drivers
         return Check(
             would_conflict=bool(conflicts) or nobody,
@@ -142,8 +143,8 @@ class BookingsController(Controller):
         rider_id: OptionalIdQuery = None,
         fleet: OptionalFleetQuery = None,
         booking_state: Annotated[BookingState | None, QueryParameter(name="state")] = None,
-        start: OptionalInstantQuery = None,
-        end: OptionalInstantQuery = None,
+        start: OptionalStartQuery = None,
+        end: OptionalEndQuery = None,
         limit: LimitQuery = 100,
         cursor: CursorQuery = None,
     ) -> BookingPage:

@@ -14,9 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from api.idempotency import Command, KeyHeader
 from api.pages import CursorQuery, page_of, read_id_cursor
 from api.requests import (
-    InstantQuery,
+    EndQuery,
     LimitQuery,
     OptionalFleetQuery,
+    StartQuery,
     StrictRequest,
     parse_instant,
 )
@@ -144,8 +145,8 @@ class DriversController(Controller):
     async def agenda(
         self,
         driver_id: DriverPath,
-        start: InstantQuery,
-        end: InstantQuery,
+        start: StartQuery,
+        end: EndQuery,
         service: NamedDependency[Service],
     ) -> Agenda:
         """List the driver's active bookings that overlap the window, in order of start."""
@@ -161,16 +162,18 @@ class DriversController(Controller):
     async def gaps(
         self,
         driver_id: DriverPath,
-        start: InstantQuery,
-        end: InstantQuery,
+        start: StartQuery,
+        end: EndQuery,
         service: NamedDependency[Service],
         at_least_minutes: Annotated[
             int, QueryParameter(ge=0, le=44_640, description="Leave out shorter gaps.")
         ] = 0,
     ) -> Gaps:
-        """List the parts of the window in which the driver has no booking."""
+        """List the parts of the window in which the driver is free; none, once retired."""
         window = _span(start, end)
-        await service.look(lambda connection: reads.driver(connection, driver_id))
+        driver = await service.look(lambda connection: reads.driver(connection, driver_id))
+        if driver.retired_at is not None:
+            return Gaps([])
         gaps = await service.advice.gaps(driver_id, window, timedelta(minutes=at_least_minutes))
         return Gaps([WindowOut.of(gap) for gap in gaps])
 

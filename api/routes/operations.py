@@ -20,7 +20,7 @@ class HealthController(Controller):
 
     tags = ("operations",)
 
-    @get("/health", operation_id="get_health")
+    @get("/health", responses=problems(), operation_id="get_health")
     async def health(self) -> Status:
         """Answer, to show that the process lives. Asks nothing of the database."""
         return Status("alive")
@@ -47,7 +47,7 @@ class ProblemsController(Controller):
     path = "/problems"
     tags = ("problems",)
 
-    @get(operation_id="list_problems")
+    @get(responses=problems(), operation_id="list_problems")
     async def list(self) -> ProblemTypes:
         """List every kind of problem that this service answers with."""
         return ProblemTypes([_described(each) for each in _kinds()])

@@ -16,9 +16,7 @@ What happens
 3. Nobody listed: nobody was free at that moment, and the request is refused.
    Everybody listed was taken meanwhile: ask again, up to `ROUNDS_MAX` times.
 
-The anti-join is written `(SELECT true … LIMIT 1) IS NULL`, which the planner
-runs as one index probe a driver and stops early; as `NOT EXISTS` it chose to
-join the whole fleet.
+How the anti-join is written decides what it costs: see `reads.is_free`.
 
 Costs
 -----
@@ -39,7 +37,7 @@ without a recipe behind it that decides, it double-books.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sqlalchemy import BigInteger, Select, cast, func, literal, literal_column, select, union_all
+from sqlalchemy import BigInteger, Select, cast, func, literal_column, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -47,13 +45,12 @@ from booking.bookings import Booking, BookingRequest
 from booking.errors import BookingConflict, Contended, DriverRetired, NoDriverFree
 from booking.postgres import reads
 from booking.postgres.ledger import Record
-from booking.postgres.tables import active, bookings, drivers
+from booking.postgres.tables import drivers
 
 OFFERS = 8
 ROUNDS_MAX = 8
 
 # Written out, not bound: a plan kept for any value must guess how few rows are wanted.
-_ONE: ColumnElement[int] = literal_column("1")
 _OFFERS: ColumnElement[int] = literal_column(f"{OFFERS}")
 
 
@@ -89,14 +86,12 @@ def _who_looks_free_statement(request: BookingRequest) -> Select[int]:
     # Cast, because an id compared with a double cannot use the index.
     pivot = select(cast(somewhere, BigInteger).label("id")).where(working).cte("pivot")
     start = select(pivot.c.id).scalar_subquery()
-    held = (
-        select(literal(value=True))
-        .where(bookings.c.driver_id == drivers.c.id, active, reads.overlaps(request.window))
-        .limit(_ONE)
-        .correlate(drivers)
-        .scalar_subquery()
+    free = (
+        select(drivers.c.id)
+        .where(working, reads.is_free(request.window))
+        .order_by(drivers.c.id)
+        .limit(_OFFERS)
     )
-    free = select(drivers.c.id).where(working, held.is_(None)).order_by(drivers.c.id).limit(_OFFERS)
     from_here_on = free.where(drivers.c.id >= start)
     and_from_the_beginning = free.where(drivers.c.id < start)
     around = union_all(

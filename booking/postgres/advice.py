@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
-from sqlalchemy import Select, literal, select
+from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import Booking
@@ -19,11 +19,10 @@ from booking.fleet_index import NotInMemory, next_free_among, search_window
 from booking.postgres import reads
 from booking.postgres.database import Database
 from booking.postgres.follower import Follower
-from booking.postgres.tables import active, bookings, drivers
+from booking.postgres.tables import drivers
 from booking.time_window import TimeWindow
 
 Source = Literal["memory", "database"]
-
 
 FLEET_STEP = timedelta(minutes=5)
 FLEET_SEARCH = timedelta(hours=24)
@@ -64,6 +63,12 @@ class Advice:
         )
         if remembered is not None:
             return remembered
+        return await self.free_drivers_now(window, fleet, limit, without)
+
+    async def free_drivers_now(
+        self, window: TimeWindow, fleet: str, limit: int, without: Collection[int] = ()
+    ) -> FreeDrivers:
+        """What `free_drivers` answers, asked of the database however fresh memory is."""
         as_of = datetime.now(UTC)
 
         async def ask(connection: AsyncConnection) -> Sequence[int]:
@@ -85,13 +90,18 @@ class Advice:
     def next_free_of_fleet(self, window: TimeWindow, fleet: str) -> TimeWindow | None:
         """The next window like this one for which somebody of the fleet is free.
 
-        It begins later than `window` by a multiple of `FLEET_STEP`, within
-        `FLEET_SEARCH`. From memory alone, as it asks many times: None as well
-        while memory cannot answer.
+        Ask it when nobody is free for `window` itself: what it finds begins later
+        by a multiple of `FLEET_STEP`, within `FLEET_SEARCH`. From memory alone, as
+        it asks many times, so it is None as well while memory cannot answer, or
+        believes that somebody is free for `window`: then it is behind.
         """
 
         def search(follower: Follower) -> TimeWindow | None:
-            for step in range(1, FLEET_SEARCH // FLEET_STEP + 1):
+            if follower.index.free_drivers(window, fleet, 1):
+                return None
+            # Near the end of the calendar there is less to search.
+            room = min(FLEET_SEARCH, search_window(window).end - window.end)
+            for step in range(1, room // FLEET_STEP + 1):
                 later = window.moved_to(window.start + step * FLEET_STEP)
                 if follower.index.free_drivers(later, fleet, 1):
                     return later
@@ -136,17 +146,9 @@ class Advice:
 def _who_is_free(
     window: TimeWindow, fleet: str, limit: int, without: Collection[int]
 ) -> Select[int]:
-    held = (
-        select(literal(value=True))
-        .where(bookings.c.driver_id == drivers.c.id, active, reads.overlaps(window))
-        .limit(1)
-        .correlate(drivers)
-        .scalar_subquery()
-    )
     statement = (
         select(drivers.c.id)
-        # Not NOT EXISTS: this form is one index probe a driver and stops early.
-        .where(drivers.c.retired_at.is_(None), drivers.c.fleet == fleet, held.is_(None))
+        .where(drivers.c.retired_at.is_(None), drivers.c.fleet == fleet, reads.is_free(window))
         .order_by(drivers.c.id)
         .limit(limit)
     )

@@ -381,7 +381,8 @@ class EmbeddedPostgres:
 
     def _port(self) -> int:
         path = self._place / "port"
-        if not path.exists():
+        # A file cut short by a power failure is as good as none: any port will do.
+        if not path.exists() or not path.read_text().strip().isdecimal():
             _keep_port(self._place, _free_port())
         return int(path.read_text())
 
@@ -432,7 +433,15 @@ def _account(place: Path) -> Account | None:
 def _noted_place(directory: Path) -> Path:
     """Where the server's folder is: in `directory`, unless a note there says otherwise."""
     note = directory / _NOTE
-    return Path(note.read_text().strip()) if note.exists() else directory
+    if not note.exists():
+        return directory
+    place = Path(note.read_text().strip())
+    if not place.is_absolute() or not place.is_dir():
+        raise EmbeddedFailed(
+            f"The data should lie where {note} says, but there is no such folder;"
+            " put it back, or remove the file to begin anew."
+        )
+    return place
 
 
 def _can_enter(directory: Path, account: Account | None) -> bool:
@@ -448,7 +457,9 @@ def _other_place(directory: Path) -> Path:
     root = next(root for root in roots if root.is_dir())
     place = Path(tempfile.mkdtemp(prefix=f"taxi-{digest}-", dir=root))
     place.chmod(0o755)
-    (directory / _NOTE).write_text(f"{place}\n")
+    new = directory / f"{_NOTE}.new"
+    new.write_text(f"{place}\n")
+    new.replace(directory / _NOTE)  # whole or not at all
     return place
 
 

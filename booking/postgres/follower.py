@@ -168,6 +168,15 @@ class Follower:
             _log.warning("The index cannot be refreshed (%s); it tries again.", error)
 
     async def _read(self, connection: AsyncConnection) -> "_Mark":
+        """Tell the index what has changed; answer how far this read saw.
+
+        `Database.transact` may run it again, though the index has been told by
+        then: saying it again changes nothing, and the last word counts. Nor is
+        anything lost when it fails for good, as the mark does not move until the
+        transaction has ended well (and is forgotten before everything is loaded
+        anew), so the next read asks for the same and more. A note stays, to be
+        confirmed by a read that succeeds.
+        """
         noted_drivers = self._noted_drivers.begin_read()
         noted_bookings = self._noted_bookings.begin_read()
         last, mark = self._mark, await _mark(connection)

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking.bookings import Booking, BookingRequest, BookingState, check_transition
 from booking.drivers import Driver, Rider, check_zone
 from booking.errors import DriverStillBooked, InvalidInput, UnknownBooking, UnknownDriver
-from booking.ledgers import Claim
+from booking.ledgers import Claim, Ledger
 from booking.postgres import reads
 from booking.postgres.database import Database, Isolation
 from booking.postgres.tables import (
@@ -55,7 +55,7 @@ class Allocator(Protocol):
         ...
 
 
-class PostgresLedger(ABC):
+class PostgresLedger(Ledger, ABC):
     """A `Ledger` on PostgreSQL; subclasses say how a booking is recorded."""
 
     claim: ClassVar[Claim]

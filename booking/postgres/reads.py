@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
 
-from sqlalchemy import DateTime, Interval, literal, select, text, tuple_
+from sqlalchemy import DateTime, Interval, and_, literal, literal_column, select, text, tuple_
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
@@ -36,6 +36,24 @@ def overlaps(window: TimeWindow) -> ColumnElement[bool]:
     return cast("ColumnElement[bool]", bookings.c.during.overlaps(range_of(window)))
 
 
+def holds(driver_id: int | ColumnElement[int], window: TimeWindow) -> ColumnElement[bool]:
+    """Whether a booking keeps others out of part of `window` of that driver's time."""
+    return and_(bookings.c.driver_id == driver_id, active, overlaps(window))
+
+
+def is_free(window: TimeWindow) -> ColumnElement[bool]:
+    """Whether a driver, of a statement over `drivers`, has no active booking in `window`.
+
+    Written `(SELECT true … LIMIT 1) IS NULL`, which the planner runs as one index
+    probe a driver, and so stops early. As `NOT EXISTS` it chooses to join the
+    whole fleet.
+    """
+    # Written out, not bound: a plan kept for any value must guess how few rows are wanted.
+    one: ColumnElement[int] = literal_column("1")
+    taken = select(literal(value=True)).where(holds(drivers.c.id, window)).limit(one)
+    return taken.correlate(drivers).scalar_subquery().is_(None)
+
+
 def range_of(window: TimeWindow) -> Range[datetime]:
     """The window as PostgreSQL's type for it."""
     return Range(window.start, window.end, bounds="[)")
@@ -47,7 +65,7 @@ async def conflicts_of(
     """The driver's active bookings that overlap `window`, in order of start."""
     rows = await connection.execute(
         select(bookings.c.id, starts, predicted_ends)
-        .where(bookings.c.driver_id == driver_id, active, overlaps(window))
+        .where(holds(driver_id, window))
         .order_by(starts)
     )
     return [Held(id_, TimeWindow(start, end)) for id_, start, end in rows]
@@ -165,9 +183,7 @@ async def agenda(
 ) -> Sequence[Booking]:
     """The driver's active bookings in `window`, in order of start."""
     rows = await connection.execute(
-        select(*BOOKING_COLUMNS)
-        .where(bookings.c.driver_id == driver_id, active, overlaps(window))
-        .order_by(starts)
+        select(*BOOKING_COLUMNS).where(holds(driver_id, window)).order_by(starts)
     )
     return [booking_of(row) for row in rows]
 

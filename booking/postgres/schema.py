@@ -73,6 +73,11 @@ def plainly_told(url: str) -> Iterator[None]:
 def _told(url: str, error: BaseException) -> str:
     if isinstance(error, CommandError):
         return f"The database cannot be migrated: {error}."
+    if sqlstate_of(error) in {"3D000", "42P01"}:  # no such database, no such table
+        return (
+            f"The database {parse_url(url).database} is not set up;"
+            " `taxi serve` or `taxi db migrate` does that."
+        )
     if isinstance(error, DBAPIError):
         return f"PostgreSQL refused: {error.orig}"
     parsed = parse_url(url)

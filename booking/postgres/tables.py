@@ -104,7 +104,8 @@ bookings = Table(
         "state NOT IN ('in_progress', 'completed') OR actual_start IS NOT NULL",
         name="bookings_started_has_started",
     ),
-    # The driver stands first: with the range first, low contention ran at half the speed.
+    # The driver stands first: with the range first the index is ordered by time, and a look
+    # at one driver reads what everybody else has booked then.
     ExcludeConstraint(
         ("driver_id", "="),
         ("during", "&&"),

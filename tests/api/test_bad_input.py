@@ -16,6 +16,13 @@ WRONG_BODIES = [
     ({"predicted_end": at(0)}, 422, "empty-window", "predicted_end"),
     ({"predicted_end": at(-10)}, 422, "empty-window", "predicted_end"),
     ({"predicted_end": at(24 * 60 + 1)}, 422, "too-long", "predicted_end"),
+    (
+        {"start": "0001-01-01T00:00:00Z", "predicted_end": "0001-01-01T01:00:00Z"},
+        422,
+        "out-of-calendar",
+        "start",
+    ),
+    ({"predicted_end": "9999-12-31T23:59:59.999999Z"}, 422, "out-of-calendar", "predicted_end"),
     ({"start": 1_700_000_000}, 422, "invalid-input", "start"),
     ({"start": "tomorrow"}, 422, "invalid-input", "start"),
     ({"rider_id": "7"}, 422, "invalid-input", "rider_id"),
@@ -53,11 +60,16 @@ WRONG_PARAMETERS = [
     ("/bookings?limit=1001", 422, "limit"),
     ("/bookings?cursor=nonsense", 422, "cursor"),
     ("/bookings?cursor=WzEsMl0", 422, "cursor"),
+    ("/bookings?cursor=WyIyMDMxLTA1LTA2VDA5OjAwOjAwIiw0XQ", 422, "cursor"),  # a naive instant
+    ("/bookings?limit=1&limit=2", 422, "limit"),
     ("/bookings?start=2031-05-06T09:00:00", 400, "start"),
     ("/bookings?start=2031-05-06T09:00:00%2B01:00&end=2031-05-06T08:00:00Z", 422, "end"),
     ("/availability?start=2031-05-06T09:00:00Z", 422, "end"),
     ("/availability?start=1700000000&end=2031-05-06T09:00:00Z", 422, "start"),
     ("/availability?start=2031-05-06T09:00:00+01:00&end=2031-05-06T09:00:00Z", 422, "start"),
+    ("/bookings?fleet=a%00b", 422, "fleet"),
+    ("/drivers?fleet=%20", 422, "fleet"),
+    ("/availability?start=2031-05-06T09:00:00Z&end=2031-05-06T10:00:00Z&fleet=%00", 422, "fleet"),
     ("/drivers?working=perhaps", 422, "working"),
     ("/drivers/0", 422, "driver_id"),
     ("/drivers/1/gaps?start=2031-05-06T09:00:00Z&end=2031-07-06T09:00:00Z", 422, "end"),
@@ -122,6 +134,28 @@ def test_what_is_not_there_is_a_problem_too(
     assert response.status_code == status
     assert response.headers["Content-Type"] == "application/problem+json"
     assert response.json()["status"] == status
+
+
+def test_what_happened_at_the_edge_of_the_calendar_is_refused(
+    client: httpx.Client, wish: Wish
+) -> None:
+    path = f"/bookings/{client.post('/bookings', json=wish()).json()['id']}"
+    refused = client.post(f"{path}/start", json={"at": "0001-01-01T00:00:00Z"})
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["field"] == "at"
+    assert client.post(f"{path}/start").status_code == 200
+
+
+def test_a_refusal_late_in_the_calendar_is_no_error(client: httpx.Client, wish: Wish) -> None:
+    last = {"start": "9998-12-31T23:00:00Z", "predicted_end": "9998-12-31T23:30:00Z"}
+    refused = client.post("/bookings", json=wish(driver_id=None, fleet="nobody's", **last))
+    assert refused.status_code == 409
+
+
+def test_a_missing_asset_does_not_say_where_the_others_are(client: httpx.Client) -> None:
+    missing = client.get("/docs-assets/nothing.css")
+    assert missing.status_code == 404
+    assert "packages" not in missing.text
 
 
 @pytest.mark.parametrize(

@@ -131,19 +131,6 @@ async def test_of_many_requests_at_once_as_many_succeed_as_there_are_drivers(
 
 @allocators
 @recipes
-async def test_different_searches_begin_at_different_drivers(world: World) -> None:
-    for _ in range(50):
-        await world.driver()
-    rider = await world.rider()
-    found = {
-        (await world.book(hours(hour, hour + 1), rider_id=rider)).driver_id for hour in range(30)
-    }
-    # 30 draws of 50 come to 3 or fewer different ones by chance once in 10 to the 28th times.
-    assert len(found) > 3
-
-
-@allocators
-@recipes
 async def test_an_unknown_rider_is_told_so_whether_or_not_someone_is_free(world: World) -> None:
     with pytest.raises(UnknownRider):
         await world.book(hours(9, 10), rider_id=7)

@@ -1,9 +1,11 @@
 """A follower's index beside the database it follows: equal, or honest about being behind."""
 
 import json
+import math
 import random
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -32,7 +34,7 @@ from booking.postgres.ledger import add_driver, add_rider, retire_driver
 from booking.postgres.tables import active, bookings, predicted_ends, starts
 from booking.prevention.check_then_insert import CheckThenInsert
 from booking.prevention.exclusion_upsert import ExclusionUpsert
-from booking.time_window import TimeWindow
+from booking.time_window import LATEST, TimeWindow
 
 pytestmark = pytest.mark.anyio
 
@@ -317,7 +319,7 @@ async def test_double_bookings_do_not_break_the_index(new_database: Callable[[st
     ]
     await bug.change_state(first.id, BookingState.CANCELLED)
     await follower.catch_up()
-    assert follower.index.is_free(1, at(0, 2))
+    assert follower.index.conflicts(1, at(0, 2)) == []
     assert follower.index.free_drivers(at(4, 5), "main", 1) == []
     await database.close()
 
@@ -343,6 +345,52 @@ async def test_what_ended_long_ago_is_not_loaded_and_is_dropped_in_time(
     await ageing.catch_up()
     assert len(ageing.index) == 0
     await database.close()
+
+
+async def test_what_has_begun_before_the_horizon_and_ends_after_it_is_loaded(
+    fresh_url: str, follower: Follower, database: Database, execute: Execute
+) -> None:
+    await add_drivers(database)
+    await execute(
+        fresh_url,
+        "INSERT INTO bookings (driver_id, rider_id, state, during) VALUES (1, 1, 'confirmed',"
+        " tstzrange(now() - '46 hours'::interval, now() - '23 hours'::interval))",
+    )
+    await follower.catch_up()
+    (claim,) = follower.index
+    assert claim.window.start < follower.index.horizon < claim.window.end
+
+
+async def test_all_that_was_committed_by_the_time_it_names_is_known(
+    fresh_url: str, ledger: ExclusionUpsert
+) -> None:
+    database, clock = Database(fresh_url), Clock(TOMORROW)
+    overtaken = Overtaken(database, ledger, clock)
+    await overtaken.catch_up()
+    assert len(overtaken.index) == 0  # so whoever reads `as_of` and `lag_s` must not think it is
+    assert overtaken.as_of < clock.instant
+    assert time.monotonic() - overtaken.lag_s < overtaken.booked_s
+    await overtaken.catch_up()
+    assert len(overtaken.index) == 1
+    assert overtaken.as_of >= clock.instant
+    await database.close()
+
+
+class Overtaken(Follower):
+    """Another process books while the first read is under way, behind its snapshot."""
+
+    def __init__(self, database: Database, ledger: ExclusionUpsert, clock: "Clock") -> None:
+        super().__init__(database, new_index(), now=clock)
+        self.ledger = ledger
+        self.clock = clock
+        self.booked_s = math.nan
+
+    async def _take(self, *arguments: Any) -> None:
+        if math.isnan(self.booked_s):
+            self.clock.instant += timedelta(seconds=1)
+            self.booked_s = time.monotonic()
+            await self.ledger.book(wants(at(0, 4)))
+        await super()._take(*arguments)
 
 
 class Clock:
@@ -551,6 +599,19 @@ async def test_what_memory_cannot_answer_the_database_does(
     ]
     assert sorted(before.ids) == sorted(after.ids) == sorted(of_last_week.ids) == [1, 2, 3]
     assert await advice.gaps(1, last_week) == [last_week]
+
+
+async def test_the_search_for_a_fleet_ends_with_the_calendar(
+    database: Database, ledger: ExclusionUpsert, follower: Follower
+) -> None:
+    advice = Advice(database, follower)
+    last_day = TimeWindow(LATEST - timedelta(hours=3), LATEST - timedelta(hours=1))
+    for driver_id in (1, 2, 3):
+        await ledger.book(wants(last_day, driver_id))
+    await follower.catch_up()
+    assert advice.next_free_of_fleet(last_day, "main") is None
+    short = TimeWindow(last_day.start, last_day.start + timedelta(minutes=10))
+    assert advice.next_free_of_fleet(short, "main") == short.moved_to(last_day.end)
 
 
 @pytest.mark.usefixtures("ledger")
