@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from datetime import datetime
 from typing import Any
 
 import rich_click as click
@@ -77,23 +76,19 @@ def _print(audit: Audit) -> None:
         f"[bold red]{len(audit.double_bookings):,} double bookings,"
         f" {len(audit.malformed):,} malformed windows.[/] {swept}."
     )
-    table = Table("driver", "booking", "from", "until", "and booking", "from", box=None)
+    table = Table("driver", "booking", "from", "until", "and", "from", box=None)
     for found in audit.double_bookings[:_SHOWN_MAX]:
         earlier, later = found.earlier, found.later
         table.add_row(
             str(found.driver_id),
             str(earlier.booking_id),
-            _shown(earlier.window.start),
-            _shown(earlier.window.end),
+            f"{earlier.window.start:%Y-%m-%d %H:%M:%SZ}",
+            f"{earlier.window.end:%H:%M:%SZ}",
             str(later.booking_id),
-            _shown(later.window.start),
+            f"{later.window.start:%H:%M:%SZ}",
         )
     console.print(table)
     if len(audit.double_bookings) > _SHOWN_MAX:
         console.print(f"… and {len(audit.double_bookings) - _SHOWN_MAX:,} more; --json has all.")
     if audit.malformed:
         console.print(f"Malformed: bookings {', '.join(map(str, audit.malformed[:_SHOWN_MAX]))}.")
-
-
-def _shown(instant: datetime) -> str:
-    return f"{instant:%Y-%m-%d %H:%M:%SZ}"
