@@ -781,8 +781,10 @@ async def following(url: str) -> AsyncIterator[tuple[Follower, Database]]:
         await database.close()
 
 
-async def test_the_database_goes_away_and_comes_back_with_another_past(tmp_path: Path) -> None:
-    with EmbeddedPostgres(tmp_path, settings={"fsync": "off"}) as server:
+async def test_the_database_goes_away_and_comes_back_with_another_past(
+    server_directory: Path,
+) -> None:
+    with EmbeddedPostgres(server_directory, settings={"fsync": "off"}) as server:
         url = await anyio.to_thread.run_sync(schema.prepare, server.url)
         async with following(url) as (follower, database):
             await add_drivers(database)
