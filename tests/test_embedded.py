@@ -32,7 +32,7 @@ from tests.conftest import open_directory
 QUICK = {"fsync": "off"}
 
 USER = """
-import asyncio, resource, sys
+import asyncio, resource, sys, time
 from pathlib import Path
 import asyncpg
 from booking.postgres.embedded import EmbeddedPostgres
@@ -215,7 +215,8 @@ def test_ctrl_c_reaches_the_user_and_not_the_server(home: Path) -> None:
     finishes = """
     try:
         print("serving", flush=True)
-        sys.stdin.read()
+        while True:  # a signal may be another thread's, and not wake a read
+            time.sleep(0.05)
     except KeyboardInterrupt:
         print(asyncio.run(ask(server.url, "SELECT 'finished'")), flush=True)
 """
