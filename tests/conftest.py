@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,9 @@ from booking.postgres.database import Database, parse_url
 from booking.postgres.embedded import EmbeddedPostgres
 
 _numbers = itertools.count(1)
+
+# Started in the background by a shell, we ignore Ctrl-C, and so would all that we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
