@@ -33,10 +33,6 @@ class PortInUse(TaxiError):
     """Another program listens on that port."""
 
 
-class NotReady(TaxiError):
-    """The service did not come up."""
-
-
 @click.command("serve")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -56,8 +52,8 @@ def command(
     """Serve the API until stopped by Ctrl-C.
 
     Settings of the environment: DATABASE_URL, and TAXI_POOL_SIZE, TAXI_WAITING_MAX,
-    TAXI_WAIT_S_MAX, TAXI_STATEMENT_S_MAX, TAXI_CALENDAR, TAXI_ROSTER,
-    TAXI_IDEMPOTENCY_HOURS, TAXI_HOME.
+    TAXI_WAIT_S_MAX, TAXI_STATEMENT_S_MAX, TAXI_ALLOCATOR, TAXI_CALENDAR,
+    TAXI_ROSTER, TAXI_IDEMPOTENCY_HOURS, TAXI_HOME.
     """
     with contextlib.closing(_listen(host, port)) as listener:
         with console.status("Starting PostgreSQL"), contextlib.ExitStack() as stack:
@@ -108,8 +104,6 @@ def _listen(host: str, port: int | None) -> socket.socket:
             raise InvalidInput(
                 f"Cannot listen on {host}:{candidate} ({error.strerror or error}).", field="--host"
             ) from None
-        except OverflowError:
-            raise InvalidInput("It must be at most 65535.", field="--port") from None
     which = f"{candidates[0]}" if port is not None else f"{_PORT} to {candidates[-1]}"
     raise PortInUse(
         f"Port {which} is in use by another program; choose one by --port, or --port 0 for any.",
@@ -123,7 +117,7 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _announce(address: str, demo: bool) -> None:  # passed by a thread
+def _announce(address: str, demo: bool) -> None:
     """Say that the service is up, once it answers."""
     give_up_at = time.monotonic() + _READY_S_MAX
     with httpx.Client(base_url=address, trust_env=False, timeout=5) as client:

@@ -40,7 +40,6 @@ from booking.calendars import Held
 from booking.errors import DriverRetired
 from booking.postgres import reads
 from booking.postgres.ledger import change_state_in
-from booking.time_window import utc
 
 BookingPath = Annotated[int, PathParameter(ge=1, le=ID_MAX)]
 
@@ -150,8 +149,8 @@ class BookingsController(Controller):
     ) -> BookingPage:
         """List bookings in order of start; a booking must overlap `[start, end)`, if given."""
         after = read_start_cursor(cursor)
-        from_ = None if start is None else utc(parse_instant(start, "start"), "start")
-        until = None if end is None else utc(parse_instant(end, "end"), "end")
+        from_ = None if start is None else parse_instant(start, "start")
+        until = None if end is None else parse_instant(end, "end")
         if from_ is not None and until is not None:
             window_of(from_, until)
         wanted = reads.BookingFilter(driver_id, rider_id, booking_state, from_, until, fleet)
@@ -242,7 +241,7 @@ async def _happened(
     state: BookingState,
     data: Happened | None,
 ) -> Response[BookingOut]:
-    at = None if data is None or data.at is None else utc(data.at, "at")
+    at = None if data is None else data.at
     command = Command(
         lambda connection: change_state_in(connection, booking_id, state, at),
         BookingOut.of,

@@ -132,7 +132,7 @@ async def booking(connection: AsyncConnection, booking_id: int) -> Booking:
 class BookingFilter:
     """Which bookings to list; None does not narrow.
 
-    Raises `NaiveInstant` for a `start` or `end` without an offset.
+    Raises what `utc` does for a `start` or an `end`.
     """
 
     driver_id: int | None = None

@@ -366,7 +366,7 @@ def test_the_gap_index_looks_at_no_gap_when_nobody_is_free(monkeypatch: pytest.M
         looked_at.append(before)
         return lasting(leaf, before, end)
 
-    monkeypatch.setattr(gap_index._Leaf, "lasting", counted)  # noqa: SLF001
+    monkeypatch.setattr(gap_index._Leaf, "lasting", counted)  # noqa: SLF001  # the same
     assert roster.any_free(hours(10, 22)) is None
     assert looked_at == []
     assert roster.any_free(hours(10, 10.1)) is not None
