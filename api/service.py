@@ -18,6 +18,7 @@ from booking.postgres.advice import Advice
 from booking.postgres.database import Database
 from booking.postgres.follower import Follower
 from booking.postgres.ledger import PostgresLedger
+from booking.time_window import TimeWindow
 
 ALTERNATIVES_MAX = 5
 """Free drivers that a refusal offers."""
@@ -60,6 +61,13 @@ class Service:
             next_free=next_free,
             free_drivers=free_drivers,
         )
+
+    async def explain_move(self, error: TaxiError, booking_id: int, window: TimeWindow) -> Problem:
+        """The problem of a booking that could not be moved, likewise."""
+        if not isinstance(error, BookingConflict):
+            return problem_of(error)
+        moving = await self.look(lambda c: reads.booking(c, booking_id))
+        return await self.explain(error, BookingRequest(moving.rider_id, window, moving.driver_id))
 
     async def alternatives(
         self, request: BookingRequest, conflicts: Sequence[Held]

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from booking.errors import InvalidInput
-from booking.postgres.schema import SHIPPED
+from booking.postgres.schema import SHIPPED, SHIPPED_ALLOCATOR
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -23,8 +23,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     database_url: str
     prevention: str = SHIPPED
     """The prevention recipe; its database must have been prepared for it."""
-    allocator: str = "ask_then_offer"
-    """The allocation strategy that finds any free driver in SQL."""
+    allocator: str = SHIPPED_ALLOCATOR
+    """The allocation strategy that finds any free driver in SQL; as above."""
     calendar: str = "bisect_neighbours"
     roster: str = "gap_index"
     """The detection and allocation strategies of the in-memory index."""

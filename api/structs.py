@@ -150,6 +150,13 @@ class BookingOut(Struct):
         )
 
 
+class NewTime(Struct, forbid_unknown_fields=True):
+    """The time to which a booking is moved."""
+
+    start: Instant
+    predicted_end: End
+
+
 class Cancellation(Struct, forbid_unknown_fields=True):
     """Why a booking is cancelled."""
 

@@ -63,6 +63,15 @@ def check_transition(present: BookingState, wanted: BookingState) -> None:
         )
 
 
+def check_movable(present: BookingState) -> None:
+    """Raise `IllegalTransition` unless a booking in this state may be given another time."""
+    if present not in {BookingState.HELD, BookingState.CONFIRMED}:
+        raise IllegalTransition(
+            f"A booking that is {present} cannot be moved; one that is held or confirmed can.",
+            field="state",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class BookingRequest:
     """What a rider asks for: `window`, with `driver_id` or (None) any free driver of `fleet`.

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from booking.bookings import Booking, BookingRequest, BookingState
+from booking.time_window import TimeWindow
 
 
 class Claim(StrEnum):
@@ -52,5 +53,15 @@ class Ledger(Protocol):
         `at` is the actual start or end, now if omitted. Raises `UnknownBooking`,
         `IllegalTransition`, or `InvalidInput` when the actual end would not be
         after the actual start.
+        """
+        ...
+
+    async def reschedule(self, booking_id: int, window: TimeWindow) -> Booking:
+        """Move the booking to another time of the same driver, or leave it where it is.
+
+        The old time is free once the new one is held, and never if it is not; a
+        booking is not in its own way. Raises `UnknownBooking`,
+        `IllegalTransition` if the trip has begun or the booking is final,
+        `BookingConflict`, `DriverRetired`, or `TooLong`.
         """
         ...

@@ -8,7 +8,7 @@ import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
-from api.cli.home import prevention_option, server_url
+from api.cli.home import server_url, strategy_options
 from booking.calendars import Held
 from booking.postgres.audit import Audit, double_bookings
 from booking.postgres.database import Database
@@ -19,12 +19,12 @@ _SHOWN_MAX = 20
 
 
 @click.command("audit")
-@prevention_option
+@strategy_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(prevention: str, as_json: bool) -> int:
+def command(prevention: str, allocator: str, as_json: bool) -> int:
     """Sweep the ledger for double bookings. Exits with 1 if it finds one."""
     with server_url() as url:
-        own_url = url_for(url, prevention)
+        own_url = url_for(url, prevention, allocator)
         with plainly_told(own_url):
             audit = asyncio.run(_sweep(own_url))
     if as_json:

@@ -7,7 +7,7 @@ from rich.console import Console
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from api.cli.home import prevention_option, server_url
+from api.cli.home import server_url, strategy_options
 from booking.postgres import catalogue, schema
 from booking.postgres.database import parse_url
 
@@ -20,27 +20,27 @@ def command() -> None:
 
 
 @command.command("migrate")
-@prevention_option
+@strategy_options
 @click.option("--down-to", metavar="REVISION", help='Go back to a revision; "base" drops all.')
-def migrate(prevention: str, down_to: str | None) -> None:
+def migrate(prevention: str, allocator: str, down_to: str | None) -> None:
     """Create the database if it is missing, and bring it up to the newest revision."""
     with server_url() as url:
         if down_to is None:
-            schema.prepare(url, prevention)
+            schema.prepare(url, prevention, allocator)
             console.print(f"The database is at revision {schema.head()}.")
             return
-        own_url = schema.url_for(url, prevention)
+        own_url = schema.url_for(url, prevention, allocator)
         with schema.plainly_told(own_url):
             asyncio.run(_go_down(own_url, down_to))
     console.print(f"The database is back at revision {down_to}.")
 
 
 @command.command("check")
-@prevention_option
-def check(prevention: str) -> int:
+@strategy_options
+def check(prevention: str, allocator: str) -> int:
     """Compare the database's catalogue with the code's tables. Exits with 1 if they differ."""
     with server_url() as url:
-        differences = catalogue.check(url, prevention)
+        differences = catalogue.check(url, prevention, allocator)
     for difference in differences:
         console.print(f"[red]differs:[/] {difference}")
     if not differences:
@@ -49,14 +49,14 @@ def check(prevention: str) -> int:
 
 
 @command.command("url")
-@prevention_option
-def url(prevention: str) -> None:
+@strategy_options
+def url(prevention: str, allocator: str) -> None:
     """Print the database's address, with its password, for psql and the like.
 
     The embedded server answers there while something uses it, as `taxi serve` does.
     """
     with server_url() as address:
-        click.echo(schema.url_for(address, prevention))
+        click.echo(schema.url_for(address, prevention, allocator))
 
 
 async def _go_down(own_url: str, revision: str) -> None:

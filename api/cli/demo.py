@@ -10,8 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking.bookings import BookingRequest
 from booking.drivers import MAIN_FLEET
 from booking.postgres.database import Database
-from booking.postgres.ledger import add_driver, add_rider, insert_booking
+from booking.postgres.ledger import PostgresLedger, add_driver, add_rider
+from booking.postgres.schema import SHIPPED_ALLOCATOR
 from booking.postgres.tables import drivers
+from booking.strategies import Act, find
 from booking.time_window import TimeWindow
 
 DRIVERS = ("Ada", "Grace", "Edsger", "Barbara", "Tony")
@@ -20,16 +22,18 @@ _TRIP = timedelta(minutes=30)
 _SEED_LOCK = 0x7A78_1002
 
 
-async def seed(url: str) -> None:
-    """Fill a database that holds no driver with a fleet, riders and tomorrow's bookings."""
+async def seed(url: str, prevention: str) -> None:
+    """Fill a recipe's database that holds no driver with a fleet, riders and bookings."""
     database = Database(url, pool_size=1)
+    allocator = find(Act.ALLOCATION, SHIPPED_ALLOCATOR).load()()  # every driver is named
+    ledger = find(Act.PREVENTION, prevention).load()(database, allocator)
     try:
-        await database.transact(_seed)
+        await ledger.transact(lambda connection: _seed(connection, ledger))
     finally:
         await database.close()
 
 
-async def _seed(connection: AsyncConnection) -> None:
+async def _seed(connection: AsyncConnection, ledger: PostgresLedger) -> None:
     # Two that start side by side must not both find it empty.
     await connection.execute(select(func.pg_advisory_xact_lock(_SEED_LOCK)))
     if await connection.scalar(select(func.count()).select_from(drivers)):
@@ -44,7 +48,7 @@ async def _seed(connection: AsyncConnection) -> None:
             start = tomorrow + timedelta(hours=hour, minutes=15 * number)
             rider = riders[(number + hour) % len(riders)]
             window = TimeWindow(start, start + _TRIP)
-            await insert_booking(connection, BookingRequest(rider.id, window, driver.id))
+            await ledger.book_in(connection, BookingRequest(rider.id, window, driver.id))
 
 
 def what_to_try(client: httpx.Client, address: str) -> str:

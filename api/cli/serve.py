@@ -17,7 +17,7 @@ from uvicorn.supervisors import Multiprocess
 
 from api.app import create_app
 from api.cli.demo import seed, what_to_try
-from api.cli.home import prevention_option, server_url
+from api.cli.home import server_url, strategy_options
 from api.settings import Settings, as_environment, read_settings, variable_of
 from booking.errors import InvalidInput, TaxiError
 from booking.postgres.schema import prepare
@@ -43,27 +43,35 @@ class PortInUse(TaxiError):
 @click.option(
     "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes."
 )
-@prevention_option
+@strategy_options
 @click.option("--demo", is_flag=True, help="Fill an empty database with a small fleet.")
 @click.option("--log-level", default="warning", show_default=True, help="Of the server's log.")
 def command(
-    host: str, port: int | None, workers: int, prevention: str, demo: bool, log_level: str
+    host: str,
+    port: int | None,
+    workers: int,
+    prevention: str,
+    allocator: str,
+    demo: bool,
+    log_level: str,
 ) -> None:
     """Serve the API until stopped by Ctrl-C.
 
     Settings of the environment: DATABASE_URL, and TAXI_POOL_SIZE, TAXI_WAITING_MAX,
-    TAXI_WAIT_S_MAX, TAXI_STATEMENT_S_MAX, TAXI_ALLOCATOR, TAXI_CALENDAR,
-    TAXI_ROSTER, TAXI_IDEMPOTENCY_HOURS, TAXI_HOME.
+    TAXI_WAIT_S_MAX, TAXI_STATEMENT_S_MAX, TAXI_CALENDAR, TAXI_ROSTER,
+    TAXI_IDEMPOTENCY_HOURS, TAXI_HOME.
     """
     with contextlib.closing(_listen(host, port)) as listener:
         with console.status("Starting PostgreSQL"), contextlib.ExitStack() as stack:
-            url = prepare(stack.enter_context(server_url(keep_alive=True)), prevention)
+            server = stack.enter_context(server_url(keep_alive=True))
+            url = prepare(server, prevention, allocator)
             if demo:
-                asyncio.run(seed(url))
+                asyncio.run(seed(url, prevention))
             running = stack.pop_all()
         with running:
+            chosen = {"database_url": url, "prevention": prevention, "allocator": allocator}
             settings = read_settings(
-                os.environ | {"DATABASE_URL": url, variable_of("prevention"): prevention}
+                os.environ | {variable_of(field): value for field, value in chosen.items()}
             )
             create_app(settings)  # for the sake of a clear error, before any worker starts
             address = f"http://{_shown(host)}:{listener.getsockname()[1]}"

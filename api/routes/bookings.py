@@ -33,13 +33,13 @@ from api.structs import (
     Check,
     Conflict,
     Happened,
+    NewTime,
     window_of,
 )
 from booking.bookings import BookingState
 from booking.calendars import Held
 from booking.errors import DriverRetired
 from booking.postgres import reads
-from booking.postgres.ledger import change_state_in
 
 BookingPath = Annotated[int, PathParameter(ge=1, le=ID_MAX)]
 
@@ -184,10 +184,38 @@ class BookingsController(Controller):
         """Cancel a booking that is not finished; its time is free at once."""
         reason = None if data is None else data.reason
         command = Command(
-            lambda connection: change_state_in(
+            lambda connection: service.ledger.change_state_in(
                 connection, booking_id, BookingState.CANCELLED, reason=reason
             ),
             BookingOut.of,
+            note=service.advice.note,
+        )
+        return await service.commands.run(request, idempotency_key, command)
+
+    @post(
+        "/{booking_id:int}/reschedule",
+        status_code=HTTPStatus.OK,
+        responses=booking_problems(HTTPStatus.NOT_FOUND),
+        operation_id="reschedule_booking",
+    )
+    async def reschedule(
+        self,
+        booking_id: BookingPath,
+        data: JSONBody[NewTime],
+        service: NamedDependency[Service],
+        request: StrictRequest,
+        idempotency_key: KeyHeader = None,
+    ) -> Response[BookingOut]:
+        """Move a booking to another time of the same driver, or leave it where it is.
+
+        The old time is free once the new one is held. A booking is not in its own
+        way, so it can be moved by less than it lasts.
+        """
+        window = window_of(data.start, data.predicted_end, end_field="predicted_end")
+        command = Command(
+            lambda connection: service.ledger.reschedule_in(connection, booking_id, window),
+            BookingOut.of,
+            explain=lambda error: service.explain_move(error, booking_id, window),
             note=service.advice.note,
         )
         return await service.commands.run(request, idempotency_key, command)
@@ -243,7 +271,7 @@ async def _happened(
 ) -> Response[BookingOut]:
     at = None if data is None else data.at
     command = Command(
-        lambda connection: change_state_in(connection, booking_id, state, at),
+        lambda connection: service.ledger.change_state_in(connection, booking_id, state, at),
         BookingOut.of,
         note=service.advice.note,
     )

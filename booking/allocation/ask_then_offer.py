@@ -57,6 +57,8 @@ _OFFERS: ColumnElement[int] = literal_column(f"{OFFERS}")
 class AskThenOffer:
     """Lists who looks free and lets the ledger decide."""
 
+    schema = ()
+
     async def allocate(
         self, connection: AsyncConnection, request: BookingRequest, record: Record
     ) -> Booking:

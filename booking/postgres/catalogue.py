@@ -12,6 +12,7 @@ finds nothing to say.
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sqlalchemy import text
@@ -21,7 +22,6 @@ from sqlalchemy.pool import NullPool
 from booking.postgres import schema
 from booking.postgres.database import parse_url
 from booking.postgres.tables import metadata
-from booking.strategies import Act, find
 
 _BELIEF = "taxi_as_the_code_believes"
 """The schema in which `tables.py` is built. Two checks at once wait for each other on it."""
@@ -74,18 +74,20 @@ class _Thing(NamedTuple):
         return f"{self.kind} {self.name}"
 
 
-def check(url: str, prevention: str = schema.SHIPPED) -> list[str]:
-    """What differs in the recipe's database, in plain words; an empty list if nothing does.
+def check(
+    url: str, prevention: str = schema.SHIPPED, allocator: str = schema.SHIPPED_ALLOCATOR
+) -> list[str]:
+    """What differs in the database of these strategies, in plain words; empty if nothing does.
 
     Raises `SchemaError` when the server cannot be reached or does not allow it.
     """
-    own_url = schema.url_for(url, prevention)
-    constrained = find(Act.PREVENTION, prevention).load().constrained
+    own_url = schema.url_for(url, prevention, allocator)
+    fitting = schema.fitting(prevention, allocator)
 
     async def look() -> list[str]:
         engine = create_async_engine(parse_url(own_url), poolclass=NullPool)
         try:
-            return await differences(engine, constrained=constrained)
+            return await differences(engine, fitting)
         finally:
             await engine.dispose()
 
@@ -93,21 +95,22 @@ def check(url: str, prevention: str = schema.SHIPPED) -> list[str]:
         return asyncio.run(look())
 
 
-async def differences(engine: AsyncEngine, *, constrained: bool = True) -> list[str]:
+async def differences(engine: AsyncEngine, fitting: Sequence[str] = ()) -> list[str]:
     """What differs between the database and `tables.py`, a sentence each, in order.
 
-    `constrained=False` is for the database of a recipe that goes without the
-    exclusion constraint. Needs the right to create a schema, and leaves none.
+    `fitting` is what the database's strategies add and take away, as
+    `schema.fitting` says; tables that they add are compared as well. Needs the
+    right to create a schema, and leaves none.
     """
     async with engine.connect() as connection:
         transaction = await connection.begin()
         try:
-            return await _differences(connection, constrained=constrained)
+            return await _differences(connection, fitting)
         finally:
             await transaction.rollback()
 
 
-async def _differences(connection: AsyncConnection, *, constrained: bool) -> list[str]:
+async def _differences(connection: AsyncConnection, fitting: Sequence[str]) -> list[str]:
     extension_schema = await connection.scalar(
         text("SELECT extnamespace::regnamespace FROM pg_extension WHERE extname = 'btree_gist'")
     )
@@ -119,22 +122,25 @@ async def _differences(connection: AsyncConnection, *, constrained: bool) -> lis
             " WHERE oid = to_regclass('bookings')), quote_ident(current_schema()))"
         )
     )
-    real = await _definitions(connection, f"{own_schema}", f"{extension_schema}")
     await connection.execute(text(f"CREATE SCHEMA {_BELIEF}"))
     await _look_into(connection, _BELIEF, f"{extension_schema}")
     await connection.run_sync(metadata.create_all, checkfirst=False)
-    if not constrained:
-        await schema.unconstrain(connection)
-    return _compare(real, await _definitions(connection, _BELIEF, f"{extension_schema}"))
+    await schema.fit(connection, list(fitting))
+    tables = list(
+        await connection.scalars(
+            text("SELECT tablename FROM pg_tables WHERE schemaname = :schema"), {"schema": _BELIEF}
+        )
+    )
+    believed = await _definitions(connection, _BELIEF, f"{extension_schema}", tables)
+    real = await _definitions(connection, f"{own_schema}", f"{extension_schema}", tables)
+    return _compare(real, believed)
 
 
 async def _definitions(
-    connection: AsyncConnection, schema_name: str, extension_schema: str
+    connection: AsyncConnection, schema_name: str, extension_schema: str, tables: list[str]
 ) -> dict[_Thing, str]:
     await _look_into(connection, schema_name, extension_schema)
-    rows = await connection.execute(
-        _DEFINITIONS, {"schema": schema_name, "tables": list(metadata.tables)}
-    )
+    rows = await connection.execute(_DEFINITIONS, {"schema": schema_name, "tables": tables})
     return {_Thing(kind, name): definition for kind, name, definition in rows}
 
 

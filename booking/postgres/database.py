@@ -28,6 +28,11 @@ ATTEMPTS_MAX = 5
 _BACKOFF_S = 0.005
 """The wait before the second attempt, at most; it doubles with each one."""
 
+EXCLUSION_VIOLATION = "23P01"
+"""The SQLSTATE of what an exclusion constraint refuses."""
+UNIQUE_VIOLATION = "23505"
+"""The SQLSTATE of what a unique key refuses."""
+
 _RUN_AGAIN = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
 _TOOK_TOO_LONG = frozenset({"55P03", "57014"})  # lock_not_available, query_canceled
 _NO_SUCH_CHARACTER = "22021"  # character_not_in_repertoire

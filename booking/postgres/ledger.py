@@ -1,8 +1,8 @@
 """`PostgresLedger`: what every prevention recipe shares, and the port `Allocator`.
 
 A recipe is a subclass in `booking/prevention/` that says how to *record* a
-booking within a transaction, which isolation it runs under, whether its table
-has the exclusion constraint, and what it claims. The transaction itself, the
+booking within a transaction, which isolation it runs under, what the database
+must have for it, and what it claims. The transaction itself, the
 choice of a driver and the life of a booking are the same for all of them and
 stand here.
 """
@@ -15,7 +15,13 @@ from typing import ClassVar, Protocol
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking.bookings import Booking, BookingRequest, BookingState, check_transition
+from booking.bookings import (
+    Booking,
+    BookingRequest,
+    BookingState,
+    check_movable,
+    check_transition,
+)
 from booking.drivers import Driver, Rider, check_zone
 from booking.errors import DriverStillBooked, InvalidInput, UnknownBooking, UnknownDriver
 from booking.ledgers import Claim, Ledger
@@ -33,7 +39,7 @@ from booking.postgres.tables import (
     rider_of,
     riders,
 )
-from booking.time_window import utc
+from booking.time_window import TimeWindow, utc
 
 Record = Callable[[AsyncConnection, BookingRequest], Awaitable[Booking]]
 """Records a booking for the driver that the request names, or raises `BookingConflict`."""
@@ -43,6 +49,9 @@ _CLOCK_SKEW = timedelta(minutes=1)
 
 class Allocator(Protocol):
     """Port: finds a free driver in SQL and books them, inside the ledger's transaction."""
+
+    schema: ClassVar[tuple[str, ...]]
+    """As `PostgresLedger.schema`: for what it keeps besides the bookings."""
 
     async def allocate(
         self, connection: AsyncConnection, request: BookingRequest, record: Record
@@ -60,19 +69,34 @@ class PostgresLedger(Ledger, ABC):
 
     claim: ClassVar[Claim]
     isolation: ClassVar[Isolation] = "READ COMMITTED"
-    constrained: ClassVar[bool]
-    """Whether the recipe rests on the exclusion constraint, and so needs it in the table."""
+    schema: ClassVar[tuple[str, ...]] = ()
+    """Statements that fit a migrated database to the recipe; each may be run again.
+
+    The migrated database has the exclusion constraint. A recipe that does not
+    rest on it must take it away, or it would be studied under its protection.
+    """
 
     def __init__(self, database: Database, allocator: Allocator) -> None:
         self.database = database
         self.allocator = allocator
 
     @abstractmethod
-    async def record(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
+    async def record(
+        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
+    ) -> Booking:
         """Record a booking for `request.driver_id` unless it overlaps.
+
+        With `moving`, no new booking: that one, whose row is locked, moves to the
+        request's window and is not in its own way.
 
         Raises as `Ledger.book` does, and leaves the transaction usable, as the
         allocator then offers the booking to another driver.
+        """
+
+    async def release(self, connection: AsyncConnection, booking: Booking) -> None:
+        """Give back the time of a booking that has just ceased to be active.
+
+        For a recipe that keeps account of time elsewhere than in `bookings`.
         """
 
     async def offer(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
@@ -106,33 +130,77 @@ class PostgresLedger(Ledger, ABC):
     ) -> Booking:
         """Take one step in the booking's life, as `Ledger.change_state` says."""
         return await self.transact(
-            lambda connection: change_state_in(connection, booking_id, wanted, at, reason)
+            lambda connection: self.change_state_in(connection, booking_id, wanted, at, reason)
         )
 
+    async def change_state_in(
+        self,
+        connection: AsyncConnection,
+        booking_id: int,
+        wanted: BookingState,
+        at: datetime | None = None,
+        reason: str | None = None,
+    ) -> Booking:
+        """Do the work of `change_state`, inside a transaction that is under way."""
+        present, now = await _lock_booking(connection, booking_id)
+        check_transition(present.state, wanted)
+        values = _step(present, wanted, now, at, reason)
+        changed = await update_booking(connection, present, values)
+        if present.state.active and not changed.state.active:
+            await self.release(connection, changed)
+        return changed
 
-async def insert_booking(connection: AsyncConnection, request: BookingRequest) -> Booking:
-    """Insert a confirmed booking for the named driver, with no look at anything else."""
+    async def reschedule(self, booking_id: int, window: TimeWindow) -> Booking:
+        """Move the booking to another time, as `Ledger.reschedule` says."""
+        return await self.transact(
+            lambda connection: self.reschedule_in(connection, booking_id, window)
+        )
+
+    async def reschedule_in(
+        self, connection: AsyncConnection, booking_id: int, window: TimeWindow
+    ) -> Booking:
+        """Do the work of `reschedule`, inside a transaction that is under way."""
+        present, _ = await _lock_booking(connection, booking_id)
+        check_movable(present.state)
+        request = BookingRequest(present.rider_id, window, present.driver_id)
+        return await self.record(connection, request, present)
+
+
+async def write_booking(
+    connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
+) -> Booking:
+    """Insert a confirmed booking, or move one, with no look at anything else."""
+    during = reads.range_of(request.window)
+    if moving is not None:
+        return await update_booking(connection, moving, {"during": during})
     statement = (
         insert(bookings)
         .values(
             driver_id=request.driver_id,
             rider_id=request.rider_id,
             state=BookingState.CONFIRMED,
-            during=reads.range_of(request.window),
+            during=during,
         )
         .returning(*BOOKING_COLUMNS)
     )
     return booking_of((await connection.execute(statement)).one())
 
 
-async def change_state_in(
-    connection: AsyncConnection,
-    booking_id: int,
-    wanted: BookingState,
-    at: datetime | None = None,
-    reason: str | None = None,
+async def update_booking(
+    connection: AsyncConnection, booking: Booking, values: dict[str, object]
 ) -> Booking:
-    """Do the work of `change_state`, inside a transaction that is under way."""
+    """Change a booking's row, with no look at anything else."""
+    changed = await connection.execute(
+        update(bookings)
+        .where(bookings.c.id == booking.id)
+        .values(values)
+        .returning(*BOOKING_COLUMNS)
+    )
+    return booking_of(changed.one())
+
+
+async def _lock_booking(connection: AsyncConnection, booking_id: int) -> tuple[Booking, datetime]:
+    """The booking, whose row is ours until the transaction ends, and the present instant."""
     locked = await connection.execute(
         # Not now(), which is when the transaction began: it may have waited for this row,
         # and a trip must not seem to end before the step it waited for.
@@ -144,8 +212,17 @@ async def change_state_in(
     if row is None:
         raise UnknownBooking(f"There is no booking {booking_id}.", field="booking_id")
     *columns, now = row
-    present = booking_of(columns)
-    check_transition(present.state, wanted)
+    return booking_of(columns), now
+
+
+def _step(
+    present: Booking,
+    wanted: BookingState,
+    now: datetime,
+    at: datetime | None,
+    reason: str | None,
+) -> dict[str, object]:
+    """What a step in the booking's life changes in its row."""
     happened_at = now if at is None else utc(at, "at")
     if happened_at > now + _CLOCK_SKEW:
         raise InvalidInput("What happened cannot lie in the future.", field="at")
@@ -158,13 +235,7 @@ async def change_state_in(
         values["actual_end"] = happened_at
     if wanted is BookingState.CANCELLED:
         values["cancel_reason"] = reason
-    changed = await connection.execute(
-        update(bookings)
-        .where(bookings.c.id == booking_id)
-        .values(values)
-        .returning(*BOOKING_COLUMNS)
-    )
-    return booking_of(changed.one())
+    return values
 
 
 async def add_driver(connection: AsyncConnection, name: str, fleet: str, zone: str) -> Driver:

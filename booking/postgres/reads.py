@@ -60,14 +60,24 @@ def range_of(window: TimeWindow) -> Range[datetime]:
 
 
 async def conflicts_of(
-    connection: AsyncConnection, driver_id: int, window: TimeWindow
+    connection: AsyncConnection,
+    driver_id: int,
+    window: TimeWindow,
+    *,
+    besides: Booking | None = None,
 ) -> list[Held]:
-    """The driver's active bookings that overlap `window`, in order of start."""
-    rows = await connection.execute(
+    """The driver's active bookings that overlap `window`, in order of start.
+
+    All but `besides`: a booking that is being moved is not in its own way.
+    """
+    statement = (
         select(bookings.c.id, starts, predicted_ends)
         .where(holds(driver_id, window))
         .order_by(starts)
     )
+    if besides is not None:
+        statement = statement.where(bookings.c.id != besides.id)
+    rows = await connection.execute(statement)
     return [Held(id_, TimeWindow(start, end)) for id_, start, end in rows]
 
 

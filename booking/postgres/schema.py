@@ -20,14 +20,14 @@ from sqlalchemy.pool import NullPool
 
 import migrations
 from booking.errors import TaxiError, Unavailable
-from booking.postgres.database import parse_url, sqlstate_of
-from booking.postgres.tables import NO_DOUBLE_BOOKING
+from booking.postgres.database import UNIQUE_VIOLATION, parse_url, sqlstate_of
 from booking.strategies import Act, find
 
 SHIPPED = "exclusion_upsert"
 """The prevention recipe that the service runs on unless told otherwise."""
+SHIPPED_ALLOCATOR = "ask_then_offer"
+"""How the service finds any free driver unless told otherwise."""
 
-_UNCONSTRAINED_INDEX = "bookings_by_during"
 _ONE_AT_A_TIME = 0x7A78_1001  # the advisory lock of whoever changes the schema
 
 
@@ -35,28 +35,43 @@ class SchemaError(TaxiError):
     """The database could not be brought to the schema."""
 
 
-def url_for(url: str, prevention: str) -> str:
-    """The address of the database that belongs to a recipe.
+def url_for(url: str, prevention: str, allocator: str = SHIPPED_ALLOCATOR) -> str:
+    """The address of the database that belongs to a recipe and an allocator.
 
-    The shipped recipe has the named one. Any other gets one of its own beside
+    The shipped ones have the named one. Any other gets one of its own beside
     it, so that an unsafe recipe never touches real bookings.
     """
     parsed = parse_url(url)
-    name = parsed.database if prevention == SHIPPED else f"{parsed.database}_{prevention}"
+    name = parsed.database or ""
+    if prevention != SHIPPED:
+        name += f"_{prevention}"
+    if allocator != SHIPPED_ALLOCATOR:
+        name += f"_{allocator}"
     own = parsed.set(drivername="postgresql", database=name)
     return own.render_as_string(hide_password=False)
 
 
-def prepare(url: str, prevention: str = SHIPPED) -> str:
-    """Create, migrate and fit the recipe's database; return its address.
+def prepare(url: str, prevention: str = SHIPPED, allocator: str = SHIPPED_ALLOCATOR) -> str:
+    """Create, migrate and fit the database of these strategies; return its address.
 
     Safe to run from several processes at once, and again. Raises `SchemaError`
     when the server cannot be reached or does not allow it.
     """
-    own_url = url_for(url, prevention)
+    own_url = url_for(url, prevention, allocator)
     with plainly_told(own_url):
-        asyncio.run(_prepare(own_url, prevention))
+        asyncio.run(_prepare(own_url, fitting(prevention, allocator)))
     return own_url
+
+
+def fitting(prevention: str, allocator: str = SHIPPED_ALLOCATOR) -> list[str]:
+    """The statements that fit a migrated database to these strategies, in order.
+
+    Each may be run again. Raises `InvalidInput` for a strategy that there is none of.
+    """
+    return [
+        *find(Act.PREVENTION, prevention).load().schema,
+        *find(Act.ALLOCATION, allocator).load().schema,
+    ]
 
 
 @contextmanager
@@ -84,18 +99,17 @@ def _told(url: str, error: BaseException) -> str:
     return f"PostgreSQL at {parsed.host}:{parsed.port or 5432} does not answer ({error})."
 
 
-async def _prepare(url: str, prevention: str) -> None:
-    constrained = find(Act.PREVENTION, prevention).load().constrained
+async def _prepare(url: str, statements: list[str]) -> None:
     await _create_if_missing(url)
     engine = create_async_engine(parse_url(url), poolclass=NullPool)
     try:
         await migrate(engine)
-        if not constrained:
+        if statements:
             async with engine.begin() as connection:
                 await connection.execute(
                     text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ONE_AT_A_TIME}
                 )
-                await unconstrain(connection)
+                await fit(connection, statements)
     finally:
         await engine.dispose()
 
@@ -141,24 +155,17 @@ async def _create_if_missing(url: str) -> None:
             await connection.execute(text(f"CREATE DATABASE {name}"))
     except DBAPIError as error:
         # Somebody else was quicker: duplicate_database, or unique_violation inside it.
-        if sqlstate_of(error) not in {"42P04", "23505"}:
+        if sqlstate_of(error) not in {"42P04", UNIQUE_VIOLATION}:
             raise
     finally:
         await maintenance.dispose()
 
 
-async def unconstrain(connection: AsyncConnection) -> None:
-    """Swap the exclusion constraint for a plain index over the same columns."""
-    await connection.execute(
-        text(f"ALTER TABLE bookings DROP CONSTRAINT IF EXISTS {NO_DOUBLE_BOOKING}")
-    )
-    await connection.execute(
-        text(
-            f"CREATE INDEX IF NOT EXISTS {_UNCONSTRAINED_INDEX} ON bookings"
-            " USING gist (driver_id, during)"
-            " WHERE (state IN ('held', 'confirmed', 'in_progress'))"
-        )
-    )
+async def fit(connection: AsyncConnection, statements: list[str]) -> None:
+    """Run what strategies declare as their `schema`."""
+    for statement in statements:
+        # As it stands: to text() a colon in it would be a parameter.
+        await connection.exec_driver_sql(statement)
 
 
 def head() -> str:

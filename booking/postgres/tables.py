@@ -42,6 +42,17 @@ _ACTIVE = ", ".join(f"'{state}'" for state in BookingState if state in ACTIVE_ST
 NO_DOUBLE_BOOKING = "bookings_no_double_booking"
 """The exclusion constraint: no two active bookings of one driver overlap."""
 
+WITHOUT_CONSTRAINT = (f"ALTER TABLE bookings DROP CONSTRAINT IF EXISTS {NO_DOUBLE_BOOKING}",)
+"""Statements that take the exclusion constraint away: for recipes that go without it."""
+INDEX_INSTEAD = (
+    *WITHOUT_CONSTRAINT,
+    (
+        "CREATE INDEX IF NOT EXISTS bookings_by_during ON bookings"
+        f" USING gist (driver_id, during) WHERE (state IN ({_ACTIVE}))"
+    ),
+)
+"""The same, and a plain index over the same columns in its place."""
+
 drivers = Table(
     "drivers",
     metadata,

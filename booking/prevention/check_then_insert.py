@@ -35,19 +35,22 @@ from booking.bookings import Booking, BookingRequest
 from booking.errors import BookingConflict
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger, insert_booking
+from booking.postgres.ledger import PostgresLedger, write_booking
+from booking.postgres.tables import INDEX_INSTEAD
 
 
 class CheckThenInsert(PostgresLedger):
     """Looks, then writes, with nothing to hold the two together."""
 
     claim = Claim.NOTHING
-    constrained = False
+    schema = INDEX_INSTEAD
 
     @override
-    async def record(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
+    async def record(
+        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
+    ) -> Booking:
         driver_id = await reads.named_driver(connection, request)
-        conflicts = await reads.conflicts_of(connection, driver_id, request.window)
+        conflicts = await reads.conflicts_of(connection, driver_id, request.window, besides=moving)
         if conflicts:
             raise BookingConflict(conflicts=conflicts)
-        return await insert_booking(connection, request)
+        return await write_booking(connection, request, moving)

@@ -25,7 +25,8 @@ and one `INSERT … SELECT … ON CONFLICT DO NOTHING RETURNING` does everything
 
 `DO NOTHING`, not a plain insert whose error is caught: plain inserts that
 conflict wait for *each other* and deadlock, and the caught error has ended the
-transaction.
+transaction. An UPDATE, which moves a booking, knows no such clause; so moves of
+one driver's bookings go one after the other, under the lock of the driver's row.
 
 Costs
 -----
@@ -44,6 +45,7 @@ from typing import Any, override
 
 from sqlalchemy import BigInteger, Text, literal, select
 from sqlalchemy.dialects.postgresql import TSTZRANGE, insert
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningInsert
 
@@ -51,7 +53,8 @@ from booking.bookings import Booking, BookingRequest, BookingState
 from booking.errors import BookingConflict, Contended
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger
+from booking.postgres.database import EXCLUSION_VIOLATION, sqlstate_of
+from booking.postgres.ledger import PostgresLedger, write_booking
 from booking.postgres.tables import (
     BOOKING_COLUMNS,
     NO_DOUBLE_BOOKING,
@@ -68,19 +71,42 @@ class ExclusionUpsert(PostgresLedger):
     """Writes, and the exclusion constraint decides."""
 
     claim = Claim.ACROSS_PROCESSES
-    constrained = True
 
     @override
-    async def record(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
+    async def record(
+        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
+    ) -> Booking:
+        if moving is not None:
+            # Two moves that conflict would wait for each other, as plain inserts do.
+            await reads.named_driver(connection, request, alone=True)
         for _ in range(_TRIES_MAX):
-            row = (await connection.execute(_insert(request))).one_or_none()
-            if row is not None:
-                return booking_of(row)
+            booked = await _write(connection, request, moving)
+            if booked is not None:
+                return booked
             driver_id = await reads.named_driver(connection, request)
-            conflicts = await reads.conflicts_of(connection, driver_id, request.window)
+            conflicts = await reads.conflicts_of(
+                connection, driver_id, request.window, besides=moving
+            )
             if conflicts:
                 raise BookingConflict(conflicts=conflicts)
         raise Contended
+
+
+async def _write(
+    connection: AsyncConnection, request: BookingRequest, moving: Booking | None
+) -> Booking | None:
+    """The booking; None if the constraint was against it."""
+    if moving is None:
+        row = (await connection.execute(_insert(request))).one_or_none()
+        return None if row is None else booking_of(row)
+    try:
+        # An UPDATE knows no ON CONFLICT, and its error ends whatever it stands in.
+        async with connection.begin_nested():
+            return await write_booking(connection, request, moving)
+    except DBAPIError as error:
+        if sqlstate_of(error) != EXCLUSION_VIOLATION:
+            raise
+        return None
 
 
 def _insert(request: BookingRequest) -> ReturningInsert[Any]:

@@ -42,22 +42,25 @@ from booking.bookings import Booking, BookingRequest
 from booking.errors import BookingConflict
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger, insert_booking
+from booking.postgres.ledger import PostgresLedger, write_booking
+from booking.postgres.tables import INDEX_INSTEAD
 
 
 class RowLock(PostgresLedger):
     """Looks and writes while it holds the driver's row."""
 
     claim = Claim.ACROSS_PROCESSES
-    constrained = False
+    schema = INDEX_INSTEAD
 
     @override
-    async def record(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
+    async def record(
+        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
+    ) -> Booking:
         driver_id = await reads.named_driver(connection, request, alone=True)
-        conflicts = await reads.conflicts_of(connection, driver_id, request.window)
+        conflicts = await reads.conflicts_of(connection, driver_id, request.window, besides=moving)
         if conflicts:
             raise BookingConflict(conflicts=conflicts)
-        return await insert_booking(connection, request)
+        return await write_booking(connection, request, moving)
 
     @override
     async def offer(self, connection: AsyncConnection, request: BookingRequest) -> Booking:

@@ -74,6 +74,28 @@ def test_a_cancelled_booking_gives_its_time_back(client: httpx.Client, wish: Wis
     assert client.post("/bookings", json=wish()).status_code == 201
 
 
+def test_a_booking_is_moved_or_stays_where_it_is(client: httpx.Client, wish: Wish) -> None:
+    booking = client.post("/bookings", json=wish(0, 30)).json()
+    other = client.post("/bookings", json=wish(30, 60)).json()
+    time = {"start": at(10), "predicted_end": at(40)}
+    path = f"/bookings/{booking['id']}"
+    refused = client.post(f"{path}/reschedule", json=time)
+    assert refused.status_code == 409
+    assert [each["booking_id"] for each in refused.json()["conflicts"]] == [other["id"]]
+    assert client.get(path).json() == booking
+    # What is offered can be had.
+    offered = client.post(f"{path}/reschedule", json=refused.json()["next_free"])
+    assert offered.status_code == 200
+    client.post(f"/bookings/{other['id']}/cancel")
+    moved = client.post(f"{path}/reschedule", json=time)
+    assert moved.json() == booking | time
+    assert client.get(path).json() == moved.json()
+    empty = client.post(f"{path}/reschedule", json=time | {"predicted_end": at(10)})
+    assert (empty.status_code, empty.json()["errors"][0]["field"]) == (422, "predicted_end")
+    unknown = client.post(f"/bookings/{2**52}/reschedule", json=time)
+    assert (unknown.status_code, unknown.json()["type"]) == (404, "/problems/unknown-booking")
+
+
 def test_a_trip_starts_and_is_completed_and_then_nothing_more(
     client: httpx.Client, wish: Wish
 ) -> None:

@@ -133,7 +133,9 @@ CASES = {
         {"drivers": "drivers_working|drivers_pkey", "riders": "riders_pkey", "bookings": PLAIN},
     ),
     "a step": (
-        lambda c: ledger.change_state_in(c, 5, BookingState.CANCELLED),
+        lambda c: ExclusionUpsert(None, AskThenOffer()).change_state_in(
+            c, 5, BookingState.CANCELLED
+        ),
         {"bookings": "bookings_pkey"},
     ),
     "an agenda": (lambda c: reads.agenda(c, DRIVER, EVENING), {"bookings": RULE}),

@@ -13,7 +13,6 @@ from booking.bookings import Booking, BookingState
 from booking.errors import InvalidInput, NaiveInstant, UnknownDriver
 from booking.postgres import ledger, reads
 from booking.postgres.database import Database
-from booking.postgres.ledger import change_state_in
 from booking.postgres.reads import BookingFilter
 from booking.postgres.tables import bookings
 from booking.prevention.exclusion_upsert import ExclusionUpsert
@@ -177,7 +176,7 @@ async def test_a_step_that_waited_is_not_taken_before_the_one_it_waited_for(
             world.ledger.change_state(booked.id, BookingState.COMPLETED)
         )
         await until_someone_waits_for_a_lock(world.database)
-        await change_state_in(starter, booked.id, BookingState.IN_PROGRESS)
+        await world.ledger.change_state_in(starter, booked.id, BookingState.IN_PROGRESS)
     done = await completing
     assert done.state is BookingState.COMPLETED
     assert done.actual_start is not None
@@ -191,7 +190,7 @@ async def test_a_transaction_that_began_before_the_trip_can_still_end_it(world: 
     async def begin_and_dawdle(connection: AsyncConnection) -> Booking:
         await reads.ping(connection)
         await world.ledger.change_state(booked.id, BookingState.IN_PROGRESS)
-        return await change_state_in(connection, booked.id, BookingState.COMPLETED)
+        return await world.ledger.change_state_in(connection, booked.id, BookingState.COMPLETED)
 
     done = await world.ledger.transact(begin_and_dawdle)
     assert done.actual_start is not None
