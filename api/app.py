@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> Litestar:
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
         async with service.follower.running():
             helpers = [
-                asyncio.create_task(metrics.watch(service.database, service.follower)),
+                asyncio.create_task(metrics.watch(service.ledger, service.follower)),
                 asyncio.create_task(_forget_old_keys(service)),
                 asyncio.create_task(_tune_the_collector(service.follower)),
             ]

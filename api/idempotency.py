@@ -84,7 +84,8 @@ class Command[D: Identified, O: msgspec.Struct]:
     """One thing that a request asks to have done.
 
     `work` does it, on the connection of a transaction that may be run again.
-    `out` makes the body of the answer from the result, `explain` the problem of
+    `alone` does it where nothing else is to be in the transaction, if there is a
+    better way then. `out` makes the body of the answer from the result, `explain` the problem of
     a refusal. `note` hears of the result once it is durable. `status` is the
     answer's, and `collection` the path below which something created is found.
     """
@@ -92,6 +93,7 @@ class Command[D: Identified, O: msgspec.Struct]:
     work: Callable[[AsyncConnection], Awaitable[D]]
     out: Callable[[D], O]
     explain: Explain = explain_plainly
+    alone: Callable[[], Awaitable[D]] | None = None
     note: Callable[[D], None] | None = None
     status: HTTPStatus = HTTPStatus.OK
     collection: str | None = None
@@ -131,7 +133,10 @@ class Commands:
 
     async def _run[D: Identified, O: msgspec.Struct](self, command: Command[D, O]) -> Answer:
         try:
-            result = await self._ledger.transact(command.work)
+            if command.alone is None:
+                result = await self._ledger.transact(command.work)
+            else:
+                result = await command.alone()
         except Unavailable:
             raise
         except TaxiError as error:

@@ -16,8 +16,8 @@ from prometheus_client.multiprocess import mark_process_dead
 from api.problems import slug_of
 from api.structs import Problem
 from booking.errors import TaxiError
-from booking.postgres.database import Database
 from booking.postgres.follower import Follower
+from booking.postgres.ledger import PostgresLedger
 
 _INTERVAL_S = 1.0
 
@@ -37,7 +37,7 @@ _in_use = Gauge(
 )
 _waiting = Gauge(
     "taxi_requests_waiting",
-    "Requests that wait for a database connection.",
+    "Requests that wait for their turn at the database.",
     multiprocess_mode="livesum",
 )
 
@@ -58,13 +58,13 @@ def _slug_in(problem: bytes) -> str:
     return msgspec.json.decode(problem, type=Problem).type.rpartition("/")[2]
 
 
-async def watch(database: Database, follower: Follower) -> None:
+async def watch(ledger: PostgresLedger, follower: Follower) -> None:
     """Keep the gauges up to date until cancelled."""
     _forget_dead_workers()
     while True:
         _index_age.set(follower.lag_s)
-        _in_use.set(database.in_use)
-        _waiting.set(database.waiting)
+        _in_use.set(ledger.database.in_use)
+        _waiting.set(ledger.waiting)
         await asyncio.sleep(_INTERVAL_S)
 
 

@@ -85,7 +85,7 @@ class Service:
                 window if free.ids else self.advice.next_free_of_fleet(window, request.fleet)
             )
             return Offer.of(next_free), free.ids
-        fleet = (await self.look(lambda c: reads.driver(c, driver_id))).fleet
+        fleet = await self.advice.fleet_of(driver_id)
         next_free = await self.advice.next_free(driver_id, window, conflicts)
         free = await self.advice.free_drivers(window, fleet, ALTERNATIVES_MAX, (driver_id,))
         return Offer.of(next_free), free.ids

@@ -175,6 +175,13 @@ class FleetIndex:
         )
         return [driver_id for driver_id, _ in zip(free, range(limit), strict=False)]
 
+    def fleet_of(self, driver_id: int) -> str:
+        """The fleet for which the driver works. Raises `NotInMemory` if not known to work."""
+        driver = self._drivers.get(driver_id)
+        if driver is None or driver.fleet is None:
+            raise NotInMemory
+        return driver.fleet
+
     def conflicts(self, driver_id: int, window: TimeWindow) -> list[Held]:
         """The driver's bookings that overlap the window, in order of start.
 

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from booking.postgres import schema
 from tests.conftest import RunningService
 from tests.test_cli import TAXI, run, servers_in
 
@@ -52,7 +53,7 @@ def test_many_clients_over_two_processes_never_double_book(
     assert report["failed"] == 0
     assert report["refused"] > 0, "with nothing refused, nothing was contended"
     assert report["accepted"] + report["refused"] == report["trips"] == 800
-    found = audited(fresh_url, "exclusion_upsert")
+    found = audited(fresh_url, schema.SHIPPED)
     assert found["bookings"] == report["accepted"]
     assert found["double_bookings"] == []
 

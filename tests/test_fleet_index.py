@@ -273,11 +273,16 @@ def test_the_horizon_never_moves_back(index: FleetIndex) -> None:
 def test_a_driver_nobody_told_of_is_not_answered_for(index: FleetIndex) -> None:
     with pytest.raises(NotInMemory):
         index.conflicts(77, at(0, 1))
+    with pytest.raises(NotInMemory):
+        index.fleet_of(77)
 
 
 def test_a_driver_who_retires_is_offered_no_more_and_forgotten_when_idle(index: FleetIndex) -> None:
     index.apply_booking(10, 1, at(0, 4))
+    assert index.fleet_of(1) == "main"
     index.apply_driver(1, None)
+    with pytest.raises(NotInMemory):
+        index.fleet_of(1)
     assert index.free_drivers(at(4, 8), "main", 5) == [2]
     assert index.conflicts(1, at(0, 4))
     index.apply_booking(10, 1, None)

@@ -99,6 +99,7 @@ class BookingsController(Controller):
             lambda connection: service.ledger.book_in(connection, wanted),
             BookingOut.of,
             explain=lambda error: service.explain(error, wanted),
+            alone=lambda: service.ledger.book(wanted),
             note=service.advice.note,
             status=HTTPStatus.CREATED,
             collection="/bookings",

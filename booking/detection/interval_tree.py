@@ -13,7 +13,8 @@ descends along both ends of the window and collects what it meets. Its neighbour
 `overlaps(begin, end)`, with an s, reads like the better question, since it
 answers yes or no. But when nothing holds `begin`, it goes through every boundary
 of the *whole tree* to see which lie in the window, so a free window costs a
-linear search. `taxi bench detection` shows the two side by side.
+linear search. That is `interval_tree_overlaps`; `taxi bench detection` shows the
+two side by side.
 
 Costs
 -----

@@ -77,6 +77,16 @@ class Advice:
         ids = await self._database.transact(ask, read_only=True)
         return FreeDrivers(list(ids), as_of, "database")
 
+    async def fleet_of(self, driver_id: int) -> str:
+        """The fleet for which the driver works. Raises `UnknownDriver`."""
+        remembered = self._from_memory(lambda follower: follower.index.fleet_of(driver_id))
+        if remembered is not None:
+            return remembered
+        driver = await self._database.transact(
+            lambda connection: reads.driver(connection, driver_id), read_only=True
+        )
+        return driver.fleet
+
     async def next_free(
         self, driver_id: int, window: TimeWindow, besides: Sequence[Held] = ()
     ) -> TimeWindow | None:

@@ -20,7 +20,8 @@ from sqlalchemy.pool import QueuePool
 
 from booking.errors import Contended, InvalidInput, LedgerBusy, LedgerLost, Unavailable
 
-Isolation = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+Isolation = Literal["AUTOCOMMIT", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+"""AUTOCOMMIT is for work of one statement, which is a transaction (READ COMMITTED) of its own."""
 
 ATTEMPTS_MAX = 5
 """How often one transaction is run before the caller is told to come back later."""
@@ -109,6 +110,7 @@ class Database:
                 "server_settings": {
                     "application_name": "taxi",
                     "TimeZone": "UTC",
+                    "default_transaction_isolation": "read committed",
                     "statement_timeout": str(round(statement_s_max * 1_000)),
                     "idle_in_transaction_session_timeout": "60000",
                 },
@@ -118,7 +120,7 @@ class Database:
         event.listen(self.engine.sync_engine, "handle_error", _note_failure)
         event.listen(self.engine.sync_engine, "rollback_savepoint", _forget_failures)
         self._wait_s_max = wait_s_max
-        self._waiting_max = waiting_max
+        self.waiting_max = waiting_max
         self._waiting = 0
         # The engine's own queue lets newcomers pass those who wait, and some then wait very
         # long; a semaphore is first come, first served.
@@ -189,6 +191,8 @@ class Database:
                     postgresql_readonly=read_only,
                     **{_FAILURES: failures},
                 )
+                # A statement that commits itself may have done so when its answer is lost.
+                committing = isolation == "AUTOCOMMIT" and not read_only
                 async with connection.begin() as transaction:
                     result = await work(connection)
                     if failures:
@@ -205,7 +209,7 @@ class Database:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AsyncConnection]:
-        if self._gate.locked() and self._waiting >= self._waiting_max:
+        if self._gate.locked() and self._waiting >= self.waiting_max:
             raise LedgerBusy
         self._waiting += 1
         try:

@@ -50,6 +50,12 @@ _CLOCK_SKEW = timedelta(minutes=1)
 class Allocator(Protocol):
     """Port: finds a free driver in SQL and books them, inside the ledger's transaction."""
 
+    claim: ClassVar[Claim]
+    """What it promises of itself, behind a recipe that inserts and looks at nothing.
+
+    `Claim.NOTHING` needs a recipe that decides. Any other holds as long as nobody
+    books but through it.
+    """
     schema: ClassVar[tuple[str, ...]]
     """As `PostgresLedger.schema`: for what it keeps besides the bookings."""
 
@@ -75,10 +81,25 @@ class PostgresLedger(Ledger, ABC):
     The migrated database has the exclusion constraint. A recipe that does not
     rest on it must take it away, or it would be studied under its protection.
     """
+    may_deadlock: ClassVar[bool] = False
+    """Whether requests for the same time may wait for each other, until PostgreSQL ends one.
+
+    It is run again; if it loses each time, the answer is `Contended`.
+    """
+    may_give_up: ClassVar[bool] = False
+    """Whether requests for one driver may be answered `Contended` though there is room for all.
+
+    So it is where the loser of a race is sent back to the start, and not made to wait.
+    """
 
     def __init__(self, database: Database, allocator: Allocator) -> None:
         self.database = database
         self.allocator = allocator
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn."""
+        return self.database.waiting
 
     @abstractmethod
     async def record(

@@ -23,7 +23,7 @@ from booking.errors import TaxiError, Unavailable
 from booking.postgres.database import UNIQUE_VIOLATION, parse_url, sqlstate_of
 from booking.strategies import Act, find
 
-SHIPPED = "exclusion_upsert"
+SHIPPED = "grouped_commit"
 """The prevention recipe that the service runs on unless told otherwise."""
 SHIPPED_ALLOCATOR = "ask_then_offer"
 """How the service finds any free driver unless told otherwise."""

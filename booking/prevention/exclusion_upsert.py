@@ -1,4 +1,4 @@
-"""Exclusion upsert: insert, and let the database's constraint say no. The one that ships.
+"""Exclusion upsert: insert, and let the database's constraint say no.
 
 Idea
 ----

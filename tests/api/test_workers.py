@@ -10,6 +10,7 @@ import httpx
 import psutil
 import pytest
 
+from booking.postgres import schema
 from booking.postgres.embedded import EmbeddedPostgres
 from tests.api.conftest import add, at
 from tests.conftest import RunningService, _copies, _services
@@ -18,7 +19,7 @@ from tests.conftest import RunningService, _copies, _services
 @pytest.fixture(scope="module")
 def workers(server: EmbeddedPostgres, template_of: Any) -> Iterator[RunningService]:
     with _copies(server, template_of) as make, _services() as start:
-        yield start(make("exclusion_upsert"), "--workers", "2")
+        yield start(make(schema.SHIPPED), "--workers", "2")
 
 
 def ask(workers: RunningService, method: str, path: str, **sent: Any) -> httpx.Response:

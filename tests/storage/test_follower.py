@@ -521,6 +521,7 @@ MODULES_THAT_DECIDE = (
     "booking.prevention.exclusion_upsert",
     "booking.prevention.row_lock",
     "booking.prevention.check_then_insert",
+    "booking.prevention.grouped_commit",
     "booking.allocation.ask_then_offer",
 )
 
@@ -565,6 +566,10 @@ async def test_memory_and_database_answer_alike(
             continue
     await follower.catch_up()
     memory, truth = Advice(database, follower), Advice(database)
+    everyone = (1, 2, 3, retired)
+    assert [await memory.fleet_of(driver_id) for driver_id in everyone] == [
+        await truth.fleet_of(driver_id) for driver_id in everyone
+    ]
     for start in range(0, 64, 3):
         window = at(start, start + 1 + start % 5)
         for without in ((), (2,)):
