@@ -30,6 +30,17 @@ from booking.postgres.embedded import EmbeddedPostgres
 
 _numbers = itertools.count(1)
 
+_EMPTY_ALL_TABLES = """
+    DO $$ BEGIN
+        EXECUTE (
+            SELECT 'TRUNCATE ' || string_agg(oid::regclass::text, ', ') || ' RESTART IDENTITY'
+            FROM pg_class
+            WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+              AND relname <> 'alembic_version'
+        );
+    END $$
+"""
+
 # Started in the background by a shell, we ignore Ctrl-C, and so would all that we start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -72,30 +83,49 @@ def server() -> Iterator[EmbeddedPostgres]:
 
 
 @pytest.fixture(scope="session")
-def template_of(server: EmbeddedPostgres) -> Callable[[str], str]:
-    """The name of a migrated database, fitted to a recipe, to make copies of."""
+def template_of(server: EmbeddedPostgres) -> Callable[..., str]:
+    """The name of a migrated database, fitted to a recipe and an allocator, to make copies of."""
     base = _beside(server.url, "template")
 
     @cache
-    def prepare(prevention: str) -> str:
-        return parse_url(schema.prepare(base, prevention)).database or ""
+    def prepare(prevention: str, allocator: str = schema.SHIPPED_ALLOCATOR) -> str:
+        return parse_url(schema.prepare(base, prevention, allocator)).database or ""
 
     return prepare
 
 
 @pytest.fixture
-def fresh_url(new_database: Callable[[str], str]) -> str:
+def fresh_url(new_database: Callable[..., str]) -> str:
     """The address of an empty, migrated database, as the shipped recipe wants it."""
     return new_database(schema.SHIPPED)
 
 
 @pytest.fixture
 def new_database(
-    server: EmbeddedPostgres, template_of: Callable[[str], str]
-) -> Iterator[Callable[[str], str]]:
-    """Makes an empty, migrated database fitted to a recipe; answers its address."""
+    server: EmbeddedPostgres, template_of: Callable[..., str]
+) -> Iterator[Callable[..., str]]:
+    """Makes an empty, migrated database fitted to a recipe, and an allocator; its address."""
     with _copies(server, template_of) as make:
         yield make
+
+
+@pytest.fixture(scope="module")
+def emptied_database(
+    server: EmbeddedPostgres, template_of: Callable[..., str]
+) -> Iterator[Callable[..., str]]:
+    """As `new_database`, but one a recipe and file, emptied whenever it is asked for.
+
+    Quicker to come by; for tests that leave the schema as it is.
+    """
+    with _copies(server, template_of) as make, ThreadPoolExecutor(1) as thread:
+        made = cache(make)
+
+        def emptied(prevention: str, *allocator: str) -> str:
+            url = made(prevention, *allocator)
+            thread.submit(asyncio.run, _execute(url, _EMPTY_ALL_TABLES)).result()
+            return url
+
+        yield emptied
 
 
 @pytest.fixture
@@ -129,9 +159,7 @@ def serve() -> Iterator[Callable[..., RunningService]]:
 
 
 @pytest.fixture(scope="module")
-def service(
-    server: EmbeddedPostgres, template_of: Callable[[str], str]
-) -> Iterator[RunningService]:
+def service(server: EmbeddedPostgres, template_of: Callable[..., str]) -> Iterator[RunningService]:
     """A running service on a database that the tests of one file share."""
     with _copies(server, template_of) as make, _services() as start:
         yield start(make(schema.SHIPPED))
@@ -175,21 +203,21 @@ async def _execute(url: str, *statements: str) -> None:
 
 @contextmanager
 def _copies(
-    server: EmbeddedPostgres, template_of: Callable[[str], str]
-) -> Iterator[Callable[[str], str]]:
+    server: EmbeddedPostgres, template_of: Callable[..., str]
+) -> Iterator[Callable[..., str]]:
     made: list[str] = []
 
-    def copy(prevention: str) -> str:
+    def copy(prevention: str, *allocator: str) -> str:
         name = f"test_{next(_numbers)}"
-        template = template_of(prevention)
+        template = template_of(prevention, *allocator)
         asyncio.run(_execute(server.url, f"CREATE DATABASE {name} TEMPLATE {template}"))
         made.append(name)
         return _beside(server.url, name)
 
-    def make(prevention: str) -> str:
+    def make(prevention: str, *allocator: str) -> str:
         # In a thread, as the test that asks may be running in an event loop.
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(copy, prevention).result()
+            return thread.submit(copy, prevention, *allocator).result()
 
     try:
         yield make

@@ -17,8 +17,8 @@ from booking.postgres.ledger import PostgresLedger
 from booking.postgres.tables import bookings
 from booking.time_window import TimeWindow
 
-NewDatabase = Callable[[str], str]
-"""The fixture `new_database`."""
+NewDatabase = Callable[..., str]
+"""The fixture `new_database`: `new_database(recipe)` or `new_database(recipe, allocator)`."""
 Execute = Callable[..., Awaitable[None]]
 """The fixture `execute`."""
 
@@ -30,11 +30,11 @@ def hours(start: float, end: float) -> TimeWindow:
     return TimeWindow(MIDNIGHT + timedelta(hours=start), MIDNIGHT + timedelta(hours=end))
 
 
-async def until_someone_waits_for_a_lock(database: Database) -> None:
-    """Return once some transaction of the database is waiting for another."""
+async def until_someone_waits_for_a_lock(database: Database, how_many: int = 1) -> None:
+    """Return once so many transactions of the database are waiting for others."""
     waiting = select(func.count()).select_from(text("pg_locks")).where(text("NOT granted"))
     # The server has no event to wait for.
-    while not await database.transact(lambda c: c.scalar(waiting), read_only=True):  # noqa: ASYNC110
+    while await database.transact(lambda c: c.scalar(waiting), read_only=True) < how_many:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 

@@ -43,6 +43,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from booking.bookings import Booking, BookingRequest
 from booking.errors import BookingConflict, Contended, DriverRetired, NoDriverFree
+from booking.ledgers import Claim
 from booking.postgres import reads
 from booking.postgres.ledger import Record
 from booking.postgres.tables import drivers
@@ -57,6 +58,7 @@ _OFFERS: ColumnElement[int] = literal_column(f"{OFFERS}")
 class AskThenOffer:
     """Lists who looks free and lets the ledger decide."""
 
+    claim = Claim.NOTHING
     schema = ()
 
     async def allocate(

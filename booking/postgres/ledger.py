@@ -50,14 +50,19 @@ _CLOCK_SKEW = timedelta(minutes=1)
 class Allocator(Protocol):
     """Port: finds a free driver in SQL and books them, inside the ledger's transaction."""
 
-    claim: ClassVar[Claim]
-    """What it promises of itself, behind a recipe that inserts and looks at nothing.
+    @property
+    def claim(self) -> Claim:
+        """What it promises of itself, behind a recipe that inserts and looks at nothing.
 
-    `Claim.NOTHING` needs a recipe that decides. Any other holds as long as nobody
-    books but through it.
-    """
-    schema: ClassVar[tuple[str, ...]]
-    """As `PostgresLedger.schema`: for what it keeps besides the bookings."""
+        `Claim.NOTHING` needs a recipe that decides. Any other holds as long as nobody
+        books but through it.
+        """
+        ...
+
+    @property
+    def schema(self) -> tuple[str, ...]:
+        """As `PostgresLedger.schema`: for what it keeps besides the bookings."""
+        ...
 
     async def allocate(
         self, connection: AsyncConnection, request: BookingRequest, record: Record

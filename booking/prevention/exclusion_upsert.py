@@ -32,7 +32,7 @@ Costs
 -----
 O(log N) for N bookings in the table: two B-tree look-ups and one in the GiST
 index, which also makes each insert dearer as the table grows. One round trip
-when it records, two when it refuses.
+when it records, four when it refuses (driver, rider, bookings).
 
 Breaks when
 -----------

@@ -1,0 +1,138 @@
+"""Insert where not exists: the look and the write in one statement, and still the bug.
+
+Idea
+----
+Put the look into the insert, so that nothing can come between them. It seems
+atomic because it is one statement; it is not, because a statement sees only
+what was committed before it began.
+
+What happens
+------------
+1. `INSERT … SELECT … WHERE NOT EXISTS (an overlapping booking)`. A row came
+   back: recorded.
+2. None: further statements find out why, and name the bookings in the way. If
+   those are gone by now, it tries once more.
+
+A move is an `UPDATE` with the same condition.
+
+PostgreSQL takes a statement's snapshot when the statement begins. Two that
+run at once have each a snapshot without the other's row, however little time
+passes inside each of them. The gap of `check_then_insert` has become narrower,
+by the round trips in between, and is there all the same.
+
+Costs
+-----
+O(log N) for N bookings in the table. One round trip when it records, four when
+it refuses (driver, rider, bookings).
+
+Breaks when
+-----------
+Two requests for overlapping windows of one driver are under way at once, as in
+`check_then_insert`: rarer, and so found later.
+"""
+
+from typing import override
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    and_,
+    bindparam,
+    exists,
+    insert,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import TSTZRANGE
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking.bookings import Booking, BookingRequest, BookingState
+from booking.errors import BookingConflict, Contended
+from booking.ledgers import Claim
+from booking.postgres import reads
+from booking.postgres.ledger import PostgresLedger
+from booking.postgres.tables import (
+    BOOKING_COLUMNS,
+    INDEX_INSTEAD,
+    active,
+    booking_of,
+    bookings,
+    drivers,
+    riders,
+)
+
+_TRIES_MAX = 3
+
+_DRIVER = bindparam("the_driver", type_=BigInteger)
+_RIDER = bindparam("the_rider", type_=BigInteger)
+_WINDOW = bindparam("the_window", type_=TSTZRANGE)
+_MOVING = bindparam("the_booking", type_=BigInteger)
+
+_IN_THE_WAY: ColumnElement[bool] = and_(
+    bookings.c.driver_id == _DRIVER, active, bookings.c.during.overlaps(_WINDOW)
+)
+
+_INSERT = (
+    insert(bookings)
+    .from_select(
+        ["driver_id", "rider_id", "state", "during"],
+        select(drivers.c.id, riders.c.id, literal_column(f"'{BookingState.CONFIRMED}'"), _WINDOW)
+        .join_from(drivers, riders, riders.c.id == _RIDER)
+        .where(
+            drivers.c.id == _DRIVER, drivers.c.retired_at.is_(None), ~exists().where(_IN_THE_WAY)
+        )
+        # Against whoever retires the driver; those who book share it.
+        .with_for_update(read=True, key_share=True, of=drivers),
+    )
+    .returning(*BOOKING_COLUMNS)
+)
+_MOVE = (
+    update(bookings)
+    .where(
+        bookings.c.id == _MOVING,
+        # Not correlated: the bookings in there are others than the one that is moved.
+        ~exists().where(_IN_THE_WAY, bookings.c.id != _MOVING).correlate(None),
+    )
+    .values(during=_WINDOW)
+    .returning(*BOOKING_COLUMNS)
+)
+
+
+class InsertWhereNotExists(PostgresLedger):
+    """Looks and writes in one statement, which sees the past."""
+
+    claim = Claim.NOTHING
+    schema = INDEX_INSTEAD
+
+    @override
+    async def record(
+        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
+    ) -> Booking:
+        for _ in range(_TRIES_MAX):
+            booked = await _write(connection, request, moving)
+            if booked is not None:
+                return booked
+            driver_id = await reads.named_driver(connection, request)
+            conflicts = await reads.conflicts_of(
+                connection, driver_id, request.window, besides=moving
+            )
+            if conflicts:
+                raise BookingConflict(conflicts=conflicts)
+        raise Contended
+
+
+async def _write(
+    connection: AsyncConnection, request: BookingRequest, moving: Booking | None
+) -> Booking | None:
+    """The booking; None if something was in its way, or driver or rider cannot book."""
+    parameters = {
+        _DRIVER.key: request.driver_id,
+        _WINDOW.key: reads.range_of(request.window),
+    }
+    if moving is None:
+        written = await connection.execute(_INSERT, parameters | {_RIDER.key: request.rider_id})
+    else:
+        written = await connection.execute(_MOVE, parameters | {_MOVING.key: moving.id})
+    row = written.one_or_none()
+    return None if row is None else booking_of(row)
