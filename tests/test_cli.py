@@ -37,7 +37,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_help_shows_every_command() -> None:
     shown = run("--help", COLUMNS="100")
     assert shown.returncode == 0
-    for command in ("serve", "replay", "demand", "strategies", "audit", "bench", "db"):
+    for command in ("serve", "replay", "demand", "strategies", "audit", "bench", "compare", "db"):
         assert command in shown.stdout
 
 

@@ -1,0 +1,100 @@
+"""What the load generator wrote down: one line a request, and whom the requests were about.
+
+Every process of the generator writes its own `*.jsonl` into one folder, each
+line one request; `setup.json` beside them names the fleet. Clocks are those of
+one machine, in seconds since the epoch.
+"""
+
+import math
+from datetime import datetime
+from http import HTTPStatus
+from pathlib import Path
+
+import msgspec
+
+from booking.errors import TaxiError
+
+CONFLICT, NOBODY_FREE = "booking-conflict", "no-driver-free"
+"""The problems that say that time is held: the two refusals that an audit can judge."""
+
+
+class BadHistory(TaxiError):
+    """The load generator's history cannot be read."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One request and what became of it.
+
+    `start` and `end` are the window asked for, `driver_id` the driver asked for,
+    `booked_driver_id` the one who was booked. `booking_id` is the booking that
+    was made, moved or cancelled. `intended_s` is when the request was due,
+    `sent_s` when it was sent, or None if it never was, `answered_s` when its answer
+    was there, or None. `status` is HTTP's, 0 without an answer; `problem` the slug
+    of its problem.
+    """
+
+    scenario: str
+    action: str
+    intended_s: float
+    sent_s: float | None
+    status: int
+    measured: bool
+    driver_id: int | None = None
+    booked_driver_id: int | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    booking_id: int | None = None
+    answered_s: float | None = None
+    problem: str | None = None
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the service said that it was done."""
+        return HTTPStatus(self.status).is_success if self.status else False
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it may or may not have been done: no answer, or a server's error."""
+        if self.sent_s is None:
+            return False
+        return self.status == 0 or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+    @property
+    def left_s(self) -> float:
+        """The first moment at which it can have had an effect; never, if it was not sent."""
+        return math.inf if self.sent_s is None else self.sent_s
+
+    @property
+    def refused(self) -> bool:
+        """Whether it was refused because time is held."""
+        return self.status == HTTPStatus.CONFLICT and self.problem in {CONFLICT, NOBODY_FREE}
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """Whom a scenario made before its first request."""
+
+    scenario: str
+    fleet: str
+    driver_ids: tuple[int, ...]
+    rider_ids: tuple[int, ...]
+    seed: int
+
+
+def read_history(folder: Path) -> list[Request]:
+    """Every request in the folder, in order of when it was due. Raises `BadHistory`."""
+    decoder = msgspec.json.Decoder(Request)
+    requests: list[Request] = []
+    for file in sorted(folder.glob("*.jsonl")):
+        try:
+            requests += decoder.decode_lines(file.read_bytes())
+        except msgspec.MsgspecError as error:
+            raise BadHistory(f"{file.name}: {error}.") from error
+    return sorted(requests, key=lambda request: request.intended_s)
+
+
+def read_setup(folder: Path) -> Setup:
+    """Whom the requests are about. Raises `BadHistory`."""
+    try:
+        return msgspec.json.decode((folder / "setup.json").read_bytes(), type=Setup)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise BadHistory(f"setup.json: {error}.") from error
