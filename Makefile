@@ -20,12 +20,14 @@ FIND_UV = uv=uv; uv sync --help 2>/dev/null | grep -q no-default-groups || uv=.t
 NO_SYNC = { echo 'The packages or a Python could not be set up (see above).' \
 	'uv downloads both: check the network, or install Python 3.12 or later.' >&2; exit 1; }
 
-.PHONY: help run test check clean uv runtime all
+.PHONY: help run test check bench compare clean uv runtime all
 
 help:
 	@echo 'make run     set up, then serve the API with a small fleet (ARGS="--port 9000")'
 	@echo 'make test    set up, then lint, types and tests (ARGS="-k word")'
 	@echo 'make check   set up, then lint and types alone'
+	@echo 'make bench   set up, then measure detection and allocation (ARGS="--quick")'
+	@echo 'make compare set up, then compare the strategies by speed and correctness (ARGS="--quick")'
 	@echo 'make clean   remove what was set up; the bookings stay, in .taxi'
 
 run: runtime
@@ -38,6 +40,12 @@ check: all
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+bench: all
+	@exec .venv/bin/taxi bench $(ARGS)
+
+compare: all
+	@exec .venv/bin/taxi compare $(ARGS)
 
 clean:
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -73,7 +73,8 @@ class StrictRequest(Request[Any, Any, Any]):
             raise MalformedBody(f"The body is not valid JSON: {error}.") from None
 
 
-def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
+# Not a plain function: that would be run in a thread, with two switches a request.
+async def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
     """Raise `InvalidInput` for a query parameter that the handler does not take.
 
     A misspelt filter would otherwise be taken for none at all.

@@ -1,262 +1,422 @@
-"""Measures the detection strategies, each against the others and against the size of a calendar.
+"""The benchmark's machinery: whatever is measured, by the same method.
 
 Doubts first
 ------------
 A microbenchmark measures the machine, its neighbours and the loop around the
 call as much as the call. So:
 
-- Strategies take turns within each repeat, in an order that rotates, so that a
-  bad moment of the machine hits them all. Ratios are taken within a repeat and
-  hold better than times. Each figure is a median and comes with the smallest
-  and the largest.
+- Contestants take turns within each repeat, in an order that rotates, so that a
+  bad moment of the machine hits them all. Ratios are taken within a repeat, to a
+  rival that is named, and hold better than times. Each figure is a median and
+  comes with the smallest and the largest.
 - Time is the CPU time of the thread: a neighbour who takes the core away is not
   counted, one who fills the caches is. The loop costs some 20 ns a call and is
-  not taken off.
-- Before a strategy is timed, its answers are compared with the definition of a
-  conflict, applied to every window of the calendar.
-- Calendars are filled in order of time, and each window asked for is another
-  one, at a random place: a cache that remembers the last answer would gain
-  nothing.
+  not taken off. The garbage collector is off.
+- Before a contestant is timed, its answers are compared with the definition of a
+  conflict, applied to every window that is held, and again with some more held,
+  and again with those given back. How fast a wrong answer comes is nobody's
+  business.
+- What is asked for is another window each time, at a random place: a cache that
+  remembers the last answer would gain nothing.
+- Memory is measured in a process of its own for each contestant, from without and
+  from within: see `loadtest.bench_memory`. Each window that is recorded is made
+  anew, so whoever keeps it pays for it.
 
-Rivals: every file of `booking/detection`, and one exhibit, the tempting call of
-the interval tree's library. Other libraries that index intervals are left out
-here: none is a dependency of this project.
-
-A size is left out where filling the calendar alone would take longer than
-`Plan.fill_s_max`; the results say so.
+A size is left out where filling it would take longer than `Plan.fill_s_max`, and
+a measure where it would take longer than `Plan.measure_s_max`, judged by the growth
+between the two sizes before, and by how it goes. The results name what was left
+out.
 """
 
 import gc
 import math
-import random
 import statistics
+import subprocess  # memory is measured in a process of its own
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from itertools import cycle, islice
-from typing import Any, NamedTuple, override
+from dataclasses import dataclass, field
+from itertools import batched, cycle, islice
+from typing import Any, NamedTuple
 
 import msgspec
 
-from booking.calendars import Calendar
-from booking.detection.interval_tree import IntervalTree
 from booking.errors import TaxiError
-from booking.strategies import Act, strategies
-from booking.time_window import TimeWindow
 from loadtest import machine
 
-EXHIBIT = "intervaltree.overlaps"
-BASELINE = "interval_tree"
-"""Ratios are taken to this strategy: the library, used as it should be."""
-
-MEASURES = {
-    "free": "asking for a window that is free",
-    "taken": "asking for a window that is taken",
-    "hold": "recording a booking and giving it back",
-}
-
-FIT_FROM = 100
-"""Growth is fitted from this size on: below it, the call itself outweighs the search."""
-
-_FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
-_COMPARISONS_MAX = 20_000_000
 _CALLS_MIN, _CALLS_MAX = 3, 100_000
 _NS_A_S = 1_000_000_000
+_LOOK_EVERY = 100
 
-NewCalendar = Callable[[], Calendar]
-Ask = Callable[[TimeWindow], object]
+Tell = Callable[[float, str], None]
+"""Hears which share is done, and what comes next."""
 
 
 class Disagreement(TaxiError):
-    """A strategy gave a wrong answer, so its speed is of no interest."""
+    """A contestant gave a wrong answer, so its speed is of no interest."""
 
 
-class TemptingOverlaps(IntervalTree):
-    """The interval tree asked by `overlaps`, which reads like the better question."""
+class MemoryNotMeasured(TaxiError):
+    """The process that measures memory did not come to an end."""
 
-    @override
-    def is_free(self, window: TimeWindow) -> bool:
-        return not self._tree.overlaps(window.start, window.end)
+
+class Shape(NamedTuple):
+    """How much there is: so many drivers, each with so many bookings."""
+
+    drivers: int
+    bookings_each: int
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """How much to measure. Sizes are bookings in one driver's calendar."""
+    """How much to measure."""
 
-    sizes: tuple[int, ...] = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
+    shapes: tuple[Shape, ...]
     repeats: int = 15
     repeat_s: float = 0.02
     fill_s_max: float = 60.0
+    measure_s_max: float = 15.0
+    memory_bookings: int = 1_000_000
+    """Memory is measured at the largest shape with no more bookings; 0: not at all."""
     questions: int = 1_000
     seed: int = 1
 
-    @classmethod
-    def quick(cls) -> "Plan":
-        """A few seconds: enough to see the shape, not to quote."""
-        return cls(sizes=(10, 100, 1_000), repeats=5, repeat_s=0.005, fill_s_max=2.0)
-
 
 class Sample(msgspec.Struct, frozen=True):
-    """One strategy, measure and size. Times are CPU time a call, in nanoseconds."""
+    """One contestant, measure and shape. Times are CPU time a call, in nanoseconds."""
 
-    strategy: str
+    name: str
     measure: str
-    size: int
+    shape: Shape
     min_ns: float
     median_ns: float
     max_ns: float
     speedup: float | None
-    """How many times faster than `BASELINE` within a repeat; the median of the repeats.
+    """How many times faster than the baseline within a repeat; the median of the repeats.
 
     None where the baseline was not measured.
     """
 
 
 class Growth(msgspec.Struct, frozen=True):
-    """The exponent of the power of the size that fits the medians from `FIT_FROM` on best."""
+    """The exponent of the power of the size that fits the medians best, by least squares."""
 
-    strategy: str
+    name: str
     measure: str
     exponent: float
     to_size: int
 
 
+class Memory(msgspec.Struct, frozen=True):
+    """What a contestant holds in memory for one booking."""
+
+    name: str
+    shape: Shape
+    grown_bytes: float
+    """How much the process grew, for each booking."""
+    in_use_bytes: float
+    """What Python's allocators gave out for it; nothing of a library in C."""
+
+
 class LeftOut(msgspec.Struct, frozen=True):
-    """A size that was not measured, as filling the calendar would take about `fill_s`."""
+    """What was not measured, as it would have taken about `expected_s`."""
 
-    strategy: str
-    size: int
-    fill_s: float
+    name: str
+    shape: Shape
+    measure: str | None
+    """None when it is the filling that would take too long."""
+    expected_s: float
 
 
-class Result(msgspec.Struct, frozen=True):
-    """One run of the benchmark."""
+class Bar(msgspec.Struct, frozen=True):
+    """A figure that is to be reached."""
+
+    figure: str
+    bar: str
+    measured: str
+    reached: bool | None
+    """None where it was not measured."""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a benchmark."""
 
     machine: dict[str, Any]
     plan: Plan
+    baseline: str
+    strategies: list[str]
+    """Those of the contestants that are files of this project; the rest are libraries."""
+    measures: dict[str, str]
     samples: list[Sample]
     growth: list[Growth]
+    memory: list[Memory]
     left_out: list[LeftOut]
+    missing: list[str]
+    """Libraries that are not installed."""
+    bars: list[Bar] = []
 
-    def strategies(self) -> list[str]:
+    def names(self) -> list[str]:
         """The names of what was measured, in order of appearance."""
-        return list(dict.fromkeys(sample.strategy for sample in self.samples))
+        return list(dict.fromkeys(sample.name for sample in self.samples))
 
-    def of(self, strategy: str, measure: str) -> dict[int, Sample]:
-        """The samples of one strategy and measure, by size."""
+    def of(self, name: str, measure: str) -> dict[Shape, Sample]:
+        """The samples of one contestant and measure, by shape."""
         return {
-            sample.size: sample
+            sample.shape: sample
             for sample in self.samples
-            if sample.strategy == strategy and sample.measure == measure
+            if (sample.name, sample.measure) == (name, measure)
         }
 
+    def exponent(self, name: str, measure: str) -> float | None:
+        """How that measure of the contestant grows; None if it was not fitted."""
+        for each in self.growth:
+            if (each.name, each.measure) == (name, measure):
+                return each.exponent
+        return None
 
-class Work(NamedTuple):
-    """A calendar's content, and windows to ask for."""
-
-    held: list[TimeWindow]
-    free: list[TimeWindow]
-    taken: list[TimeWindow]
-
-
-def rivals() -> dict[str, NewCalendar]:
-    """What is measured, by name: every detection strategy there is, and the exhibit."""
-    found: dict[str, NewCalendar] = {each.name: each.load() for each in strategies(Act.DETECTION)}
-    return found | {EXHIBIT: TemptingOverlaps}
+    def memory_of(self, name: str) -> Memory | None:
+        """What the contestant holds in memory for one booking; None if not measured."""
+        return next((each for each in self.memory if each.name == name), None)
 
 
-def measure(
+@dataclass(frozen=True)
+class Timer:
+    """Measures one kind of call: `run(calls)` makes that many and returns nanoseconds a call."""
+
+    run: Callable[[int], float]
+    calls_min: int = _CALLS_MIN
+
+
+@dataclass(frozen=True)
+class Contestant[Subject]:
+    """Who takes part. `new` makes an empty subject to be measured."""
+
+    new: Callable[[], Subject]
+    is_strategy: bool = True
+    package: str | None = None
+
+
+class Contest[Subject, Work](ABC):
+    """What a benchmark is about: the questions, the contestants, and who is right."""
+
+    act: str
+    baseline: str
+    measures: dict[str, str]
+
+    @abstractmethod
+    def contestants(self) -> tuple[dict[str, Contestant[Subject]], list[str]]:
+        """Everybody who takes part, by name; and the libraries that are not installed."""
+
+    @abstractmethod
+    def size(self, shape: Shape) -> int:
+        """What the results grow with."""
+
+    @abstractmethod
+    def is_fitted(self, shape: Shape) -> bool:
+        """Whether growth is fitted through this shape."""
+
+    @abstractmethod
+    def work(self, shape: Shape, plan: Plan) -> Work:
+        """What is held and what is asked for."""
+
+    @abstractmethod
+    def bookings(self, shape: Shape, seed: int) -> Iterator[Any]:
+        """What is held, made as it is asked for, the same for the same seed."""
+
+    @abstractmethod
+    def fill(self, subject: Subject, shape: Shape, bookings: Iterable[Any]) -> None:
+        """Record the bookings."""
+
+    @abstractmethod
+    def held(self, work: Work) -> Sequence[Any]:
+        """The bookings to fill with."""
+
+    @abstractmethod
+    def check(self, name: str, subject: Subject, work: Work) -> None:
+        """Raise `Disagreement` where the subject and the definition of a conflict differ."""
+
+    @abstractmethod
+    def timer(self, measure: str, name: str, subject: Subject, work: Work) -> Timer:
+        """What measures that."""
+
+    @abstractmethod
+    def bars(self, result: Result) -> list[Bar]:
+        """The figures to reach, and whether they were."""
+
+
+def measure[Subject, Work](
+    contest: Contest[Subject, Work],
     plan: Plan,
-    tell: Callable[[float, str], None] = lambda _share, _text: None,
-    contestants: dict[str, NewCalendar] | None = None,
+    tell: Tell = lambda _share, _text: None,
+    contestants: dict[str, Contestant[Subject]] | None = None,
 ) -> Result:
-    """Run the benchmark. `tell` hears which share is done, and what comes next.
+    """Run the benchmark with `contestants`, or everybody.
 
-    Raises `Disagreement` if a contestant (`rivals()` unless given) answers wrongly.
+    Raises `Disagreement` if one of them answers wrongly.
     """
-    contestants = contestants or rivals()
-    about = machine.describe(["intervaltree", "sortedcontainers"])
-    fill_times: dict[str, dict[int, float]] = {name: {} for name in contestants}
-    samples: list[Sample] = []
-    left_out: list[LeftOut] = []
-    steps = len(plan.sizes) * (len(contestants) + 1)
-    done = 0
-    for size in plan.sizes:
-        work = make_work(size, plan.questions, random.Random(plan.seed))
-        calendars: dict[str, Calendar] = {}
-        for name, new_calendar in contestants.items():
-            tell(done / steps, f"{name}: filling {size:,}")
-            done += 1
-            expected_s = _expected_fill_s(fill_times[name], size)
-            if expected_s > plan.fill_s_max:
-                left_out.append(LeftOut(name, size, round(expected_s)))
-                continue
-            calendars[name], fill_times[name][size] = _fill(new_calendar, work.held)
-            check(name, calendars[name], work)
-        tell(done / steps, f"timing {size:,}")
-        done += 1
-        with _undisturbed():
-            samples += _time_all(plan, size, calendars, work)
-    return Result(about, plan, samples, _fit_growth(samples), left_out)
+    everybody, missing = contest.contestants()
+    contestants = everybody if contestants is None else contestants
+    packages = sorted({each.package for each in contestants.values() if each.package})
+    run = _Run(contest, plan, tell, contestants)
+    with undisturbed():
+        for shape in plan.shapes:
+            run.measure_shape(shape)
+    run.measure_memory()
+    result = Result(
+        machine=machine.describe(packages),
+        plan=plan,
+        baseline=contest.baseline,
+        strategies=[name for name, each in contestants.items() if each.is_strategy],
+        measures=contest.measures,
+        samples=run.samples,
+        growth=fit_growth(contest, run.samples),
+        memory=run.memory,
+        left_out=run.left_out,
+        missing=missing,
+    )
+    return msgspec.structs.replace(result, bars=contest.bars(result))
 
 
-def make_work(size: int, questions: int, rng: random.Random) -> Work:
-    """`size` trips of 5 to 30 minutes with gaps of 2 to 15, and windows that hit and miss them."""
-    held: list[TimeWindow] = []
-    free_from = _FIRST_DAY
-    for _ in range(size):
-        start = free_from + timedelta(seconds=rng.randint(120, 900))
-        free_from = start + timedelta(seconds=rng.randint(300, 1_800))
-        held.append(TimeWindow(start, free_from))
-    free, taken = [], []
-    for _ in range(questions):
-        number = rng.randrange(size)
-        trip = held[number]
-        begin = trip.start - timedelta(seconds=rng.randint(0, 299))
-        taken.append(TimeWindow(begin, begin + timedelta(minutes=5)))
-        gap_start = held[number - 1].end if number else _FIRST_DAY
-        gap_s = int((trip.start - gap_start).total_seconds())
-        first, last = sorted(rng.sample(range(gap_s + 1), 2))
-        free.append(
-            TimeWindow(gap_start + timedelta(seconds=first), gap_start + timedelta(seconds=last))
-        )
-    return Work(held, free, taken)
+@dataclass
+class _Run[Subject, Work]:
+    """One run under way."""
 
+    contest: Contest[Subject, Work]
+    plan: Plan
+    tell: Tell
+    contestants: dict[str, Contestant[Subject]]
+    samples: list[Sample] = field(default_factory=list)
+    memory: list[Memory] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    filled: dict[str, list[Shape]] = field(default_factory=dict)
+    fill_s: dict[str, dict[int, float]] = field(default_factory=dict)  # by bookings in all
+    steps_done: int = 0
 
-def check(name: str, calendar: Calendar, work: Work) -> None:
-    """Raise `Disagreement` where the calendar and the definition of a conflict differ."""
-    count = max(20, min(len(work.free), _COMPARISONS_MAX // len(work.held) // 2))
-    for window in (*work.free[:count], *work.taken[:count]):
-        truly_free = not any(window.overlaps(held) for held in work.held)
-        if calendar.is_free(window) is not truly_free:
-            raise Disagreement(
-                f"{name} says that {window} is {'taken' if truly_free else 'free'}, which it is"
-                f" not, among {len(work.held):,} bookings."
+    def measure_shape(self, shape: Shape) -> None:
+        said = f"{shape.drivers:,} x {shape.bookings_each:,}"
+        self._step(f"making {said}")
+        work = self.contest.work(shape, self.plan)
+        subjects: dict[str, Subject] = {}
+        for name in self.contestants:
+            self._step(f"{name}: filling {said}")
+            subject = self._fill(name, shape, work)
+            if subject is not None:
+                subjects[name] = subject
+        for measured in self.contest.measures:
+            self._step(f"{measured}: timing {said}")
+            self._time_all(measured, shape, subjects, work)
+
+    def measure_memory(self) -> None:
+        for name in self.contestants:
+            self._step(f"{name}: memory")
+            fitting = [
+                shape
+                for shape in self.filled.get(name, ())
+                if shape.drivers * shape.bookings_each <= self.plan.memory_bookings
+            ]
+            if fitting:
+                largest = max(fitting, key=lambda shape: shape.drivers * shape.bookings_each)
+                grown, in_use = _memory_of(self.contest.act, name, largest, self.plan.seed)
+                self.memory.append(Memory(name, largest, round(grown, 1), round(in_use, 1)))
+
+    def _step(self, text: str) -> None:
+        steps = len(self.plan.shapes) * (1 + len(self.contestants) + len(self.contest.measures))
+        self.tell(self.steps_done / (steps + len(self.contestants)), text)
+        self.steps_done += 1
+
+    def _fill(self, name: str, shape: Shape, work: Work) -> Subject | None:
+        times = self.fill_s.setdefault(name, {})
+        bookings = shape.drivers * shape.bookings_each
+        expected_s = forecast(times, bookings)
+        if expected_s <= self.plan.fill_s_max:
+            subject = self.contestants[name].new()
+            began_ns = time.thread_time_ns()
+            to_come = _in_time(self.contest.held(work), self.plan.fill_s_max)
+            try:
+                self.contest.fill(subject, shape, to_come)
+            except _TooLong as stopped:
+                expected_s = times[bookings] = stopped.expected_s
+            else:
+                times[bookings] = (time.thread_time_ns() - began_ns) / _NS_A_S
+                self.filled.setdefault(name, []).append(shape)
+                self.contest.check(name, subject, work)
+                return subject
+        self.left_out.append(LeftOut(name, shape, None, round(expected_s)))
+        return None
+
+    def _time_all(
+        self, measured: str, shape: Shape, subjects: dict[str, Subject], work: Work
+    ) -> None:
+        timers: dict[str, tuple[Timer, int]] = {}
+        for name, subject in subjects.items():
+            timer = self.contest.timer(measured, name, subject, work)
+            expected_s = self._expected_s(name, measured, shape, timer)
+            calls = 0
+            if expected_s <= self.plan.measure_s_max:
+                calls, expected_s = _calls(self.plan, timer)
+            if expected_s > self.plan.measure_s_max:
+                self.left_out.append(LeftOut(name, shape, measured, round(expected_s)))
+            else:
+                timers[name] = timer, calls
+        times = _in_turns(self.plan, timers)
+        baseline_ns = times.get(self.contest.baseline)
+        for name, each_ns in times.items():
+            self.samples.append(
+                Sample(
+                    name,
+                    measured,
+                    shape,
+                    min_ns=round(min(each_ns), 1),
+                    median_ns=round(statistics.median(each_ns), 1),
+                    max_ns=round(max(each_ns), 1),
+                    speedup=_speedup(baseline_ns, each_ns),
+                )
             )
 
+    def _expected_s(self, name: str, measured: str, shape: Shape, timer: Timer) -> float:
+        """How long measuring will take, from the sizes before; 0 where there is none."""
+        past = {
+            self.contest.size(sample.shape): sample.median_ns
+            for sample in self.samples
+            if (sample.name, sample.measure) == (name, measured)
+        }
+        call_ns = forecast(past, self.contest.size(shape))
+        return call_ns / _NS_A_S * timer.calls_min * (self.plan.repeats + 1)
 
-def _fill(new_calendar: NewCalendar, held: Sequence[TimeWindow]) -> tuple[Calendar, float]:
-    calendar = new_calendar()
-    started_ns = time.thread_time_ns()
-    for booking_id, window in enumerate(held):
-        calendar.hold(booking_id, window)
-    return calendar, (time.thread_time_ns() - started_ns) / _NS_A_S
+
+class _TooLong(Exception):
+    """Filling was given up; as fast as so far, it would take `expected_s`."""
+
+    def __init__(self, expected_s: float) -> None:
+        self.expected_s = expected_s
 
 
-def _expected_fill_s(fill_times: dict[int, float], size: int) -> float:
-    """What filling will take, if it goes on growing as it did between the last two sizes."""
-    if not fill_times:
+def _in_time(bookings: Sequence[Any], s_max: float) -> Iterator[Any]:
+    """The bookings, as long as there is time. Raises `_TooLong`."""
+    began_ns = time.thread_time_ns()
+    for number, booking in enumerate(bookings):
+        if number % _LOOK_EVERY == 0:
+            spent_s = (time.thread_time_ns() - began_ns) / _NS_A_S
+            if spent_s > s_max:
+                raise _TooLong(spent_s * len(bookings) / number)
+        yield booking
+
+
+def forecast(times: dict[int, float], size: int) -> float:
+    """What comes next, if it goes on growing as it did between the last two sizes."""
+    if not times:
         return 0.0
-    *_, last = fill_times
+    *_, last = times
     exponent = 1.0
-    if len(fill_times) > 1:
-        *_, one, last = fill_times
-        exponent = math.log(fill_times[last] / fill_times[one]) / math.log(last / one)
-    return float(fill_times[last] * (size / last) ** max(exponent, 1.0))
+    if len(times) > 1:
+        *_, one, last = times
+        exponent = math.log(times[last] / times[one]) / math.log(last / one)
+    return float(times[last] * (size / last) ** max(exponent, 1.0))
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Keep the garbage collector out of the measurement."""
     gc.collect()
     gc.disable()
@@ -266,27 +426,112 @@ def _undisturbed() -> Iterator[None]:
         gc.enable()
 
 
-def _time_all(
-    plan: Plan, size: int, calendars: dict[str, Calendar], work: Work
-) -> Iterator[Sample]:
-    for measured in MEASURES:
-        windows = work.taken if measured == "taken" else work.free
-        asks = {
-            name: _ask(measured, calendar, size)
-            for name, calendar in calendars.items()
-            if not (name == EXHIBIT and measured == "hold")  # it records as the tree does
-        }
-        times = _in_turns(plan, asks, windows)
-        for name, each_ns in times.items():
-            yield Sample(
-                name,
-                measured,
-                size,
-                min_ns=round(min(each_ns), 1),
-                median_ns=round(statistics.median(each_ns), 1),
-                max_ns=round(max(each_ns), 1),
-                speedup=_speedup(times.get(BASELINE), each_ns),
-            )
+def time_asks(ask: Callable[[Any], object], windows: Sequence[Any]) -> Timer:
+    """Asks for the windows in turn."""
+    batch: list[Any] = []
+
+    def run(calls: int) -> float:
+        nonlocal batch
+        if len(batch) != calls:
+            batch = list(islice(cycle(windows), calls))
+        started_ns = time.thread_time_ns()
+        for window in batch:
+            ask(window)
+        return (time.thread_time_ns() - started_ns) / calls
+
+    return Timer(run)
+
+
+class Extra(NamedTuple):
+    """A booking to record and to give back: the arguments of either call."""
+
+    hold: tuple[Any, ...]
+    release: tuple[Any, ...]
+
+
+def time_changes(
+    hold: Callable[..., object],
+    release: Callable[..., object],
+    extras: Sequence[Extra],
+    *,
+    holding: bool,
+) -> Timer:
+    """Holds all extras, then gives them back in another order; one of the two is timed."""
+
+    def run(calls: int) -> float:
+        spent_ns, made = 0, 0
+        while made < calls:
+            some = extras[: calls - made]
+            forth = [extra.hold for extra in some]
+            back = [extra.release for extra in (*some[1::2], *some[0::2])]
+            began_ns = time.thread_time_ns()
+            for arguments in forth:
+                hold(*arguments)
+            turned_ns = time.thread_time_ns()
+            for arguments in back:
+                release(*arguments)
+            ended_ns = time.thread_time_ns()
+            spent_ns += turned_ns - began_ns if holding else ended_ns - turned_ns
+            made += len(some)
+        return spent_ns / made
+
+    return Timer(run)
+
+
+def time_mixed(
+    ask: Callable[[Any], object],
+    hold: Callable[..., object],
+    release: Callable[..., object],
+    extras: Sequence[Extra],
+    windows: Sequence[Any],
+) -> Timer:
+    """Eight questions, one booking, one given back: ten calls, again and again."""
+    a_round, half = 10, 4
+    questions = batched(cycle(windows), half, strict=False)
+    rounds = [(*extra, next(questions), next(questions)) for extra in extras]
+
+    def run(calls: int) -> float:
+        count = max(1, calls // a_round)
+        batch = list(islice(cycle(rounds), count))
+        started_ns = time.thread_time_ns()
+        for holding, releasing, before, after in batch:
+            for window in before:
+                ask(window)
+            hold(*holding)
+            for window in after:
+                ask(window)
+            release(*releasing)
+        return (time.thread_time_ns() - started_ns) / (count * a_round)
+
+    return Timer(run, calls_min=a_round)
+
+
+def _in_turns(plan: Plan, timers: dict[str, tuple[Timer, int]]) -> dict[str, list[float]]:
+    """Nanoseconds a call, by name, one figure for each repeat."""
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    order = list(timers)
+    for _ in range(plan.repeats):
+        for name in order:
+            timer, calls = timers[name]
+            times[name].append(timer.run(calls))
+        order = order[1:] + order[:1]
+    return times
+
+
+def _calls(plan: Plan, timer: Timer) -> tuple[int, float]:
+    """How many calls fill a repeat, and how many seconds all repeats will take at least."""
+    count = timer.calls_min
+    while True:
+        # All of it, also what the timer leaves out, such as recording what is to be given back.
+        began_ns = time.thread_time_ns()
+        timer.run(count)
+        spent_ns = max(time.thread_time_ns() - began_ns, 1)
+        if spent_ns > plan.repeat_s * _NS_A_S / 4 or count >= _CALLS_MAX:
+            break
+        count *= 4
+    wanted = round(count * plan.repeat_s * _NS_A_S / spent_ns)
+    calls = max(timer.calls_min, min(_CALLS_MAX, wanted))
+    return calls, spent_ns / count * calls * plan.repeats / _NS_A_S
 
 
 def _speedup(baseline_ns: list[float] | None, own_ns: list[float]) -> float | None:
@@ -296,65 +541,38 @@ def _speedup(baseline_ns: list[float] | None, own_ns: list[float]) -> float | No
     return round(statistics.median(base / own for base, own in pairs), 4)
 
 
-def _ask(measured: str, calendar: Calendar, size: int) -> Ask:
-    if measured != "hold":
-        return calendar.is_free
-
-    def hold_and_release(window: TimeWindow) -> None:
-        calendar.hold(size, window)  # the bookings that are there are numbered below
-        calendar.release(size)
-
-    return hold_and_release
-
-
-def _in_turns(
-    plan: Plan, asks: dict[str, Ask], windows: Sequence[TimeWindow]
-) -> dict[str, list[float]]:
-    """Nanoseconds a call, by name, one figure for each repeat."""
-    batches = {
-        name: list(islice(cycle(windows), _calls(plan, ask, windows))) for name, ask in asks.items()
-    }
-    times: dict[str, list[float]] = {name: [] for name in asks}
-    order = list(asks)
-    for _ in range(plan.repeats):
-        for name in order:
-            times[name].append(_ns_a_call(asks[name], batches[name]))
-        order = order[1:] + order[:1]
-    return times
-
-
-def _calls(plan: Plan, ask: Ask, windows: Sequence[TimeWindow]) -> int:
-    """How many calls fill a repeat."""
-    count = _CALLS_MIN
-    while True:
-        spent_ns = _ns_a_call(ask, list(islice(cycle(windows), count))) * count
-        if spent_ns > plan.repeat_s * _NS_A_S / 4 or count >= _CALLS_MAX:
-            break
-        count *= 4
-    wanted = count * plan.repeat_s * _NS_A_S / spent_ns
-    return max(_CALLS_MIN, min(_CALLS_MAX, round(wanted)))
-
-
-def _ns_a_call(ask: Ask, windows: Sequence[TimeWindow]) -> float:
-    started_ns = time.thread_time_ns()
-    for window in windows:
-        ask(window)
-    return (time.thread_time_ns() - started_ns) / len(windows)
-
-
-def _fit_growth(samples: Sequence[Sample]) -> list[Growth]:
-    points: dict[tuple[str, str], list[Sample]] = {}
+def fit_growth(contest: Contest[Any, Any], samples: Sequence[Sample]) -> list[Growth]:
+    """The growth of each contestant and measure that has two points or more to fit."""
+    points: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for sample in samples:
-        if sample.size >= FIT_FROM:
-            points.setdefault((sample.strategy, sample.measure), []).append(sample)
+        if contest.is_fitted(sample.shape):
+            point = contest.size(sample.shape), sample.median_ns
+            points.setdefault((sample.name, sample.measure), []).append(point)
     return [
-        Growth(*key, round(_slope(fitted), 3), fitted[-1].size)
+        Growth(*key, round(slope(fitted), 3), fitted[-1][0])
         for key, fitted in points.items()
         if len(fitted) > 1
     ]
 
 
-def _slope(samples: Sequence[Sample]) -> float:
-    sizes = [math.log(sample.size) for sample in samples]
-    times = [math.log(sample.median_ns) for sample in samples]
+def slope(points: Sequence[tuple[int, float]]) -> float:
+    """The slope of the straight line through the points on log-log paper."""
+    sizes = [math.log(size) for size, _ in points]
+    times = [math.log(value) for _, value in points]
     return statistics.linear_regression(sizes, times).slope
+
+
+def _memory_of(act: str, name: str, shape: Shape, seed: int) -> tuple[float, float]:
+    """Bytes a booking, grown and in use, by `loadtest.bench_memory` in a process of its own."""
+    words = [act, name, str(shape.drivers), str(shape.bookings_each), str(seed)]
+    ran = subprocess.run(
+        [sys.executable, "-m", "loadtest.bench_memory", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.returncode:
+        last = ran.stderr.strip().splitlines()[-1:] or [f"status {ran.returncode}"]
+        raise MemoryNotMeasured(f"The memory of {name} could not be measured: {last[0]}")
+    grown, in_use = map(float, ran.stdout.split())
+    return grown, in_use

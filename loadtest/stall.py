@@ -9,7 +9,7 @@ see what a rider would have seen; the closed users stop asking while nobody
 answers. The name for this is *coordinated omission* (Gil Tene, "How NOT to
 Measure Latency", <https://www.infoq.com/presentations/latency-response-time/>).
 
-`docs/06-measuring.md` shows the recorded result, `docs/results/stall.json`.
+`docs/07-measuring.md` shows the recorded result, `docs/results/stall.json`.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from loadtest.history import Request, read_history
 from loadtest.replay import percentiles_ms
 
 DOCS = Path(__file__).parent.parent / "docs"
-CHAPTER = DOCS / "06-measuring.md"
+CHAPTER = DOCS / "07-measuring.md"
 RECORDED = DOCS / "results" / "stall.json"
 BEGIN = "<!-- written by `python -m loadtest.stall --write-docs`: begin -->"
 END = "<!-- end -->"

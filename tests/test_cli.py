@@ -82,7 +82,6 @@ def test_what_is_wrong_is_said_in_a_line_without_a_traceback_or_a_password(
         ("TAXI_WAIT_S_MAX", "-1"),
         ("TAXI_CALENDAR", "nonesuch"),
         ("TAXI_ROSTER", "ask_then_offer"),
-        ("TAXI_ALLOCATOR", "gap_index"),
     ],
 )
 def test_a_wrong_setting_is_named(fresh_url: str, variable: str, value: str) -> None:
@@ -90,6 +89,12 @@ def test_a_wrong_setting_is_named(fresh_url: str, variable: str, value: str) -> 
     assert failed.returncode == 2
     assert variable in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_roster_is_no_allocator() -> None:
+    failed = run("serve", TAXI_ALLOCATOR="gap_index")
+    assert failed.returncode == 2
+    assert "Invalid value for '--allocator': 'gap_index' is not one of" in failed.stderr
 
 
 def test_a_demo_on_a_database_with_nobody_to_book_says_where_it_serves(

@@ -384,7 +384,7 @@ def test_a_stall_is_seen_by_open_arrivals_and_hidden_by_closed_ones() -> None:
 def test_the_table_of_the_chapter_is_the_recorded_result() -> None:
     chapter = stall.CHAPTER.read_text()
     assert stall.with_table(chapter, stall.recorded()) == chapter, (
-        "docs/06-measuring.md is stale: run `python -m loadtest.stall --write-docs`"
+        "docs/07-measuring.md is stale: run `python -m loadtest.stall --write-docs`"
     )
     slower = msgspec.structs.replace(stall.recorded().runs[0], requests=1)
     changed = msgspec.structs.replace(stall.recorded(), runs=[slower])

@@ -19,6 +19,8 @@ COMMANDS = (
     "strategies",
     "audit",
     "bench",
+    "compare",
+    "figures",
     "db",
 )
 

@@ -35,24 +35,20 @@ without a recipe behind it that decides, it double-books.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from sqlalchemy import BigInteger, Select, cast, func, literal_column, select, union_all
+from sqlalchemy import Select, literal_column, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
 from booking.bookings import Booking, BookingRequest
-from booking.errors import BookingConflict, Contended, DriverRetired, NoDriverFree
+from booking.errors import Contended, NoDriverFree
 from booking.ledgers import Claim
-from booking.postgres import reads
+from booking.postgres import reads, searches
 from booking.postgres.ledger import Record
 from booking.postgres.tables import drivers
 
-OFFERS = 8
-ROUNDS_MAX = 8
-
 # Written out, not bound: a plan kept for any value must guess how few rows are wanted.
-_OFFERS: ColumnElement[int] = literal_column(f"{OFFERS}")
+_OFFERS: ColumnElement[int] = literal_column(f"{searches.OFFERS}")
 
 
 class AskThenOffer:
@@ -65,16 +61,14 @@ class AskThenOffer:
         self, connection: AsyncConnection, request: BookingRequest, record: Record
     ) -> Booking:
         """Book any free driver of the request's fleet, as `Allocator.allocate` says."""
-        for _ in range(ROUNDS_MAX):
+        for _ in range(searches.ROUNDS_MAX):
             candidates = await _who_looks_free(connection, request)
             if not candidates:
                 await reads.rider(connection, request.rider_id)
                 raise NoDriverFree(field="start")
-            for driver_id in candidates:
-                try:
-                    return await record(connection, replace(request, driver_id=driver_id))
-                except (BookingConflict, DriverRetired):
-                    continue
+            booked = await searches.offer_each(connection, request, candidates, record)
+            if booked is not None:
+                return booked
         raise Contended
 
 
@@ -84,15 +78,12 @@ async def _who_looks_free(connection: AsyncConnection, request: BookingRequest) 
 
 
 def _who_looks_free_statement(request: BookingRequest) -> Select[int]:
-    working = drivers.c.retired_at.is_(None) & (drivers.c.fleet == request.fleet)
-    first, last = func.min(drivers.c.id), func.max(drivers.c.id)
-    somewhere = first + func.floor(func.random() * (last - first + 1))
-    # Cast, because an id compared with a double cannot use the index.
-    pivot = select(cast(somewhere, BigInteger).label("id")).where(working).cte("pivot")
+    # Drawn once, for both halves.
+    pivot = select(searches.somewhere(request.fleet).label("id")).cte("pivot")
     start = select(pivot.c.id).scalar_subquery()
     free = (
         select(drivers.c.id)
-        .where(working, reads.is_free(request.window))
+        .where(searches.working(request.fleet), reads.is_free(request.window))
         .order_by(drivers.c.id)
         .limit(_OFFERS)
     )

@@ -275,7 +275,8 @@ class _Gaps:
     def _changed(self, number: int, former: int, present: int) -> None:
         """Carry a changed end of one leaf into the maxima, as far as it makes a difference."""
         leaf = self._leaves[number]
-        if former < leaf.latest:
+        # Each driver's last gap ends at the end of all time, so the latest end seldom stands alone.
+        if former < leaf.latest or leaf.latest in leaf.ends:
             latest = max(leaf.latest, present)
         else:
             latest = max(leaf.ends, default=_BEGINNING)

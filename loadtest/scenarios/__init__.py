@@ -20,7 +20,7 @@ Arrivals
 next request when the last one is answered, without a pause. *Open*
 (`--arrivals open --rate 500`): requests are due at times of their own, whether
 or not the service keeps up, and latency counts from the *intended* start. See
-docs/06-measuring.md for why this matters.
+docs/07-measuring.md for why this matters.
 
 The history
 -----------

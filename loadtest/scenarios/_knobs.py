@@ -1,7 +1,7 @@
 """The knobs of a scenario: options of Locust's command line, and fields of its web page.
 
 Locust answers `--help` before it reads a scenario, so they are listed in
-docs/06-measuring.md, with the usual defaults.
+docs/07-measuring.md, with the usual defaults.
 """
 
 import argparse

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from booking.allocation import gap_index
+from booking.allocation import gap_index, slot_bitsets
 from booking.allocation.gap_index import GapIndex
+from booking.allocation.slot_bitsets import SlotBitsets
 from booking.allocation.walk_the_fleet import WalkTheFleet
-from booking.detection.linear_scan import LinearScan
 from booking.errors import BookingConflict, UnknownDriver
 from booking.rosters import Roster
 from booking.strategies import Act, strategies
@@ -102,6 +102,33 @@ def one_microsecond_too_long_is_not_free(roster: Roster) -> None:
     assert roster.any_free(TimeWindow(gap.start - instant, gap.end)) is None
     assert roster.any_free(TimeWindow(gap.start, gap.end + instant)) is None
     assert roster.any_free(gap) == 1
+
+
+@example
+def seconds_decide_between_two_trips_of_one_quarter_of_an_hour(roster: Roster) -> None:
+    roster.enrol(1)
+    minute = 1 / 60
+    early, late = hours(9, 9 + 2.5 * minute), hours(9 + 3.25 * minute, 9 + 4 * minute)
+    between = hours(9 + 2.5 * minute, 9 + 3.25 * minute)
+    roster.hold(1, early)
+    roster.hold(1, late)
+    assert roster.any_free(between) == 1
+    assert roster.any_free(hours(9 + 2.25 * minute, 9 + 3 * minute)) is None
+    assert roster.any_free(hours(9 + 4 * minute, 9.5)) == 1
+    roster.release(1, early)
+    assert roster.any_free(hours(9, 9 + 3.25 * minute)) == 1
+    assert roster.any_free(hours(9, 9.25)) is None
+    assert roster.any_free(hours(9 + 3.5 * minute, 10)) is None
+
+
+@example
+def hundreds_may_enrol_while_others_drive(roster: Roster) -> None:
+    for driver_id in range(200):
+        roster.enrol(driver_id)
+        roster.hold(driver_id, hours(9, 9.1 if driver_id % 2 else 10.1))
+    assert set(roster.free(hours(9.1, 9.9), 1_000)) == set(range(1, 200, 2))
+    assert len(roster.free(hours(10.1, 11), 1_000)) == 200
+    assert roster.any_free(hours(9, 11)) is None
 
 
 @example
@@ -201,7 +228,7 @@ def a_dismissed_driver_is_gone_and_may_come_back_with_nothing_held(roster: Roste
 @example
 def a_large_fleet_agrees_with_the_oracle(roster: Roster) -> None:
     rng = random.Random(20190301)
-    oracle = WalkTheFleet(LinearScan)
+    oracle = WalkTheFleet()
     held: list[tuple[int, TimeWindow]] = []
     for driver_id in range(100, 160):
         roster.enrol(driver_id)
@@ -254,7 +281,7 @@ class Comparison(RuleBasedStateMachine):
     def __init__(self, new_roster: NewRoster) -> None:
         super().__init__()
         self.roster = new_roster()
-        self.oracle = WalkTheFleet(LinearScan)
+        self.oracle = WalkTheFleet()
         self.held: list[tuple[int, TimeWindow]] = []
 
     def both(self, action: Callable[[Roster], None]) -> bool:
@@ -319,7 +346,8 @@ def test_a_roster_agrees_with_the_oracle_through_any_history(new_roster: NewRost
 
 
 def test_the_rosters_are_those_that_say_who_is_free() -> None:
-    assert {"walk_the_fleet", "gap_index"} <= ROSTERS.keys()
+    in_memory = {"walk_the_fleet", "walk_with_bisect", "fleet_tree", "slot_bitsets", "gap_index"}
+    assert in_memory <= ROSTERS.keys()
     others = [each for each in strategies(Act.ALLOCATION) if each.name not in ROSTERS]
     assert all(hasattr(each.load(), "allocate") for each in others)
 
@@ -333,6 +361,26 @@ def tiny_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_gap_index_agrees_with_the_oracle_when_its_leaves_split_all_the_time() -> None:
     live_through(lambda: Comparison(GapIndex))
     a_large_fleet_agrees_with_the_oracle(GapIndex())
+
+
+@pytest.mark.parametrize("slot_min", [7, 45, 600])
+def test_the_slot_bitsets_agree_with_the_oracle_whatever_the_slot(
+    slot_min: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot_bitsets, "SLOT", timedelta(minutes=slot_min))
+    live_through(lambda: Comparison(SlotBitsets))
+
+
+def test_the_slot_bitsets_keep_no_row_that_nobody_touches() -> None:
+    roster = SlotBitsets()
+    for driver_id in (1, 2):
+        roster.enrol(driver_id)
+        roster.hold(driver_id, hours(9, 10))
+        roster.hold(driver_id, hours(10, 11.01))
+    roster.release(1, hours(9, 10))
+    roster.release(1, hours(10, 11.01))
+    roster.dismiss(2)
+    assert roster._rows == {}  # noqa: SLF001  # what would grow for ever
 
 
 def _busy_fleet(drivers: int, windows_each: int) -> tuple[GapIndex, list[tuple[int, TimeWindow]]]:
@@ -474,6 +522,25 @@ class StaleMaximum(GapIndex):
         self._gaps._changed = lambda *_: None  # type: ignore[method-assign]  # noqa: SLF001  # the fault
 
 
+class RoundsToSlots(SlotBitsets):
+    """Takes a slot that is touched for a slot that is full."""
+
+    @override
+    def _free(self, window: TimeWindow) -> Iterator[int]:
+        surely = self._untouched_in(slot_bitsets._met(window))  # noqa: SLF001  # the fault
+        return (self._driver_at[seat] for seat in surely.search(1))
+
+
+class FreesTheWholeSlot(SlotBitsets):
+    """Given back one booking, takes the slots it met for untouched, whatever else is there."""
+
+    @override
+    def release(self, driver_id: int, window: TimeWindow) -> None:
+        super().release(driver_id, window)
+        for slot in slot_bitsets._met(window):  # noqa: SLF001  # the fault
+            self._untouch(slot, self._seat_of[driver_id])
+
+
 def closed_bounds() -> Roster:
     """Takes `[]` for `[)`."""
     return WalkTheFleet(ClosedBounds)
@@ -488,6 +555,8 @@ BROKEN: list[tuple[NewRoster, Example]] = [
     (AsksOneDriver, two_half_gaps_do_not_make_one_whole),
     (LeavesGapsBehind, a_dismissed_driver_is_gone_and_may_come_back_with_nothing_held),
     (StaleMaximum, a_new_driver_is_free_at_all_times),
+    (RoundsToSlots, seconds_decide_between_two_trips_of_one_quarter_of_an_hour),
+    (FreesTheWholeSlot, seconds_decide_between_two_trips_of_one_quarter_of_an_hour),
 ]
 
 
@@ -498,6 +567,10 @@ def test_a_broken_roster_fails_the_example_about_it(broken: NewRoster, teeth: Ex
 
 
 @pytest.mark.parametrize("broken", [broken for broken, _ in BROKEN])
-def test_a_broken_roster_disagrees_with_the_oracle(broken: NewRoster) -> None:
+def test_a_broken_roster_disagrees_with_the_oracle(
+    broken: NewRoster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The histories' half hours would fill slots of five minutes, and hide what slots get wrong.
+    monkeypatch.setattr(slot_bitsets, "SLOT", timedelta(minutes=45))
     with pytest.raises(AssertionError):
         live_through(lambda: Comparison(broken), SEARCH_ONLY)
