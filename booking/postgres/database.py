@@ -8,11 +8,12 @@ all of it once more. A `with transaction:` block cannot be run again.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Literal, cast
 
-from sqlalchemy import URL, Connection, ExceptionContext, event, make_url
+from sqlalchemy import URL, Connection, ExceptionContext, Executable, Row, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -20,11 +21,13 @@ from sqlalchemy.pool import QueuePool
 
 from booking.errors import Contended, InvalidInput, LedgerBusy, LedgerLost, Unavailable
 
-Isolation = Literal["AUTOCOMMIT", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
-"""AUTOCOMMIT is for work of one statement, which is a transaction (READ COMMITTED) of its own."""
+Isolation = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 ATTEMPTS_MAX = 5
 """How often one transaction is run before the caller is told to come back later."""
+
+LANES = 2
+"""Connections kept for statements that are a transaction of their own."""
 
 _BACKOFF_S = 0.005
 """The wait before the second attempt, at most; it doubles with each one."""
@@ -97,9 +100,9 @@ class Database:
         wait_s_max: float = 5.0,
         statement_s_max: float = 5.0,
     ) -> None:
-        self.engine: AsyncEngine = create_async_engine(
+        build = partial(
+            create_async_engine,
             parse_url(url),
-            pool_size=pool_size,
             max_overflow=0,
             hide_parameters=True,  # they are people's names and times: not for a log
             pool_timeout=wait_s_max,
@@ -111,15 +114,22 @@ class Database:
                     "application_name": "taxi",
                     "TimeZone": "UTC",
                     "default_transaction_isolation": "read committed",
+                    # No statement of ours wants another plan for other values, and planning
+                    # one costs more than running it.
+                    "plan_cache_mode": "force_generic_plan",
                     "statement_timeout": str(round(statement_s_max * 1_000)),
                     "idle_in_transaction_session_timeout": "60000",
                 },
             },
         )
+        self.engine: AsyncEngine = build(pool_size=pool_size)
+        self.lanes: AsyncEngine = build(pool_size=LANES, isolation_level="AUTOCOMMIT")
+        self._idle: list[AsyncConnection] = []
+        event.listen(self.lanes.sync_engine, "checkout", _refuse_the_dead)
         event.listen(self.engine.sync_engine, "checkout", _refuse_the_dead)
         event.listen(self.engine.sync_engine, "handle_error", _note_failure)
         event.listen(self.engine.sync_engine, "rollback_savepoint", _forget_failures)
-        self._wait_s_max = wait_s_max
+        self.wait_s_max = wait_s_max
         self.waiting_max = waiting_max
         self._waiting = 0
         # The engine's own queue lets newcomers pass those who wait, and some then wait very
@@ -134,10 +144,14 @@ class Database:
     @property
     def in_use(self) -> int:
         """How many connections are at work."""
-        return cast("QueuePool", self.engine.pool).checkedout()
+        pools = (cast("QueuePool", each.pool) for each in (self.engine, self.lanes))
+        return sum(pool.checkedout() for pool in pools) - len(self._idle)
 
     async def close(self) -> None:
         """Close every connection."""
+        while self._idle:
+            await self._idle.pop().close()
+        await self.lanes.dispose()
         await self.engine.dispose()
 
     async def transact[T](
@@ -161,18 +175,59 @@ class Database:
         when no connection came free, `LedgerLost` when the connection broke at
         the COMMIT, so that nobody knows, and `Unavailable` when it broke before.
         """
-        attempt = 1
-        while True:
+        return await _until_it_goes_through(
+            lambda: self._once(work, isolation, read_only=read_only)
+        )
+
+    async def run_alone(
+        self, statement: Executable, parameters: Mapping[str, object], *, read_only: bool = False
+    ) -> Sequence[Row[Any]]:
+        """Run one statement as a transaction of its own; its rows, once that is durable.
+
+        It commits itself: there is no BEGIN and no COMMIT to wait for. It runs on
+        one of `LANES` connections that are kept for this, so at most as many may
+        be under way. Raises as `transact` does; `LedgerLost` also when the
+        connection breaks before the answer, unless the statement only reads.
+        """
+
+        async def once() -> Sequence[Row[Any]]:
+            connected = False
             try:
-                return await self._once(work, isolation, read_only=read_only)
-            except DBAPIError as error:
-                if sqlstate_of(error) not in _RUN_AGAIN:
-                    raise
-                if attempt == ATTEMPTS_MAX:
-                    raise Contended from error
-            # Random, so that two that collided do not collide again in step.
-            await asyncio.sleep(random.uniform(0, _BACKOFF_S * 2 ** (attempt - 1)))  # noqa: S311  # jitter
-            attempt += 1
+                async with self._lane() as connection:
+                    connected = True
+                    return (await connection.execute(statement, parameters)).all()
+            except (DBAPIError, OSError, TimeoutError, PoolTimeoutError) as error:
+                committing = connected and not read_only
+                ours = _in_our_words(error, connected=connected, committing=committing)
+                if ours is not None:
+                    raise ours from error
+                raise
+
+        return await _until_it_goes_through(once)
+
+    @asynccontextmanager
+    async def _lane(self) -> AsyncIterator[AsyncConnection]:
+        """A connection that commits each statement, kept open between its uses.
+
+        To hand one back to the pool and have it again costs more than a statement.
+        """
+        connection = await self._idle_lane() or await self.lanes.connect()
+        try:
+            yield connection
+        except BaseException:
+            await connection.close()  # in what state it is, the pool finds out
+            raise
+        self._idle.append(connection)
+
+    async def _idle_lane(self) -> AsyncConnection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            raw: Any = (await connection.get_raw_connection()).driver_connection
+            if not raw.is_closed():
+                return connection
+            await connection.invalidate()
+            await connection.close()
+        return None
 
     async def _once[T](
         self,
@@ -191,8 +246,6 @@ class Database:
                     postgresql_readonly=read_only,
                     **{_FAILURES: failures},
                 )
-                # A statement that commits itself may have done so when its answer is lost.
-                committing = isolation == "AUTOCOMMIT" and not read_only
                 async with connection.begin() as transaction:
                     result = await work(connection)
                     if failures:
@@ -213,7 +266,7 @@ class Database:
             raise LedgerBusy
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._wait_s_max):
+            async with asyncio.timeout(self.wait_s_max):
                 await self._gate.acquire()
         except TimeoutError:
             raise LedgerBusy from None
@@ -224,6 +277,22 @@ class Database:
                 yield connection
         finally:
             self._gate.release()
+
+
+async def _until_it_goes_through[T](once: Callable[[], Awaitable[T]]) -> T:
+    """Call `once`, and again while PostgreSQL says that it collided; `Contended` at last."""
+    attempt = 1
+    while True:
+        try:
+            return await once()
+        except DBAPIError as error:
+            if sqlstate_of(error) not in _RUN_AGAIN:
+                raise
+            if attempt == ATTEMPTS_MAX:
+                raise Contended from error
+        # Random, so that two that collided do not collide again in step.
+        await asyncio.sleep(random.uniform(0, _BACKOFF_S * 2 ** (attempt - 1)))  # noqa: S311  # jitter
+        attempt += 1
 
 
 def _refuse_the_dead(connection: Any, *_: object) -> None:

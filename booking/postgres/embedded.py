@@ -52,7 +52,6 @@ _DEFAULTS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "max_connections": "200",
-    "shared_buffers": "128MB",
     "timezone": "UTC",
     "log_timezone": "UTC",
     # A refusal by constraint is an ERROR, and a load test has millions of them.
@@ -103,7 +102,7 @@ class EmbeddedPostgres:
         self, directory: Path, *, settings: Mapping[str, str] = MappingProxyType({})
     ) -> None:
         self.directory = directory.resolve()  # one server, one name: see `_postmaster`
-        self._settings = _DEFAULTS | dict(settings)
+        self._settings = _DEFAULTS | {"shared_buffers": _shared_buffers()} | dict(settings)
         if _syncs_at_once():
             self._settings.setdefault("recovery_init_sync_method", "syncfs")
         self._account: Account | None = None
@@ -461,6 +460,12 @@ def _other_place(directory: Path) -> Path:
     new.write_text(f"{place}\n")
     new.replace(directory / _NOTE)  # whole or not at all
     return place
+
+
+def _shared_buffers() -> str:
+    """An eighth of the machine's memory, within bounds; PostgreSQL takes it as it needs it."""
+    memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
+    return f"{min(max(memory_mb // 8, 128), 1_024)}MB"
 
 
 def _syncs_at_once() -> bool:

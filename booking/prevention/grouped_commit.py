@@ -46,7 +46,6 @@ ask safely again is an idempotency key.
 """
 
 import asyncio
-from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple, override
@@ -67,7 +66,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, TSTZRANGE, insert
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import Booking, BookingRequest, BookingState
 from booking.calendars import Held
@@ -82,7 +80,7 @@ from booking.errors import (
     UnknownRider,
 )
 from booking.ledgers import Claim
-from booking.postgres.database import Database
+from booking.postgres.database import LANES, Database
 from booking.postgres.ledger import Allocator
 from booking.postgres.tables import (
     BOOKING_COLUMNS,
@@ -99,7 +97,7 @@ from booking.time_window import TimeWindow
 
 GROUP_MAX = 128
 """Requests that are written together, at most."""
-WRITES_MAX = 2
+WRITES_MAX = LANES
 """Writes under way at once: one waits for the disk while the next is worked on."""
 _TRIES_MAX = 3
 
@@ -196,6 +194,8 @@ class _Asked(NamedTuple):
 
     request: BookingRequest
     answer: asyncio.Future[Booking]
+    since: float
+    """The event loop's time when it joined those who wait."""
     tries: int = 1
 
 
@@ -208,6 +208,7 @@ class GroupedCommit(ExclusionUpsert):
         super().__init__(database, allocator)
         self._waiting: list[_Asked] = []
         self._writes: set[asyncio.Task[None]] = set()
+        self._next_look: asyncio.TimerHandle | None = None
 
     @property
     @override
@@ -223,8 +224,10 @@ class GroupedCommit(ExclusionUpsert):
         loop = asyncio.get_running_loop()
         if not self._waiting:
             loop.call_soon(self._begin)  # at the end of this turn, with all who come within it
-        asked = _Asked(request, loop.create_future())
+        asked = _Asked(request, loop.create_future(), loop.time())
         self._waiting.append(asked)
+        if self._next_look is None:
+            self._next_look = loop.call_later(self.database.wait_s_max, self._turn_away)
         return await asked.answer
 
     def _begin(self) -> None:
@@ -235,6 +238,16 @@ class GroupedCommit(ExclusionUpsert):
             write = asyncio.create_task(self._write(group))
             self._writes.add(write)
             write.add_done_callback(self._done)
+
+    def _turn_away(self) -> None:
+        """Give up on whoever has waited too long; one timer for all."""
+        loop, patience_s = asyncio.get_running_loop(), self.database.wait_s_max
+        while self._waiting and self._waiting[0].since + patience_s <= loop.time():
+            _refuse(self._waiting.pop(0), LedgerBusy())
+        self._next_look = None
+        if self._waiting:
+            due = self._waiting[0].since + patience_s
+            self._next_look = loop.call_at(due, self._turn_away)
 
     def _done(self, write: asyncio.Task[None]) -> None:
         self._writes.discard(write)
@@ -299,13 +312,7 @@ class GroupedCommit(ExclusionUpsert):
             "ends": [request.window.end for request in requests],
         }
 
-        async def work(connection: AsyncConnection) -> Sequence[Any]:
-            rows: Sequence[Any] = (await connection.execute(statement, parameters)).all()
-            return rows
-
-        rows = await self.database.transact(
-            work, isolation="AUTOCOMMIT", read_only=statement is _WHY
-        )
+        rows = await self.database.run_alone(statement, parameters, read_only=statement is _WHY)
         return [list(each) for _, each in groupby(rows, key=itemgetter(0))]
 
     async def _one_by_one(self, group: list[_Asked]) -> None:

@@ -39,6 +39,7 @@ def inserts(world: World) -> list[str]:
     sent: list[str] = []
 
     @event.listens_for(world.database.engine.sync_engine, "before_cursor_execute")
+    @event.listens_for(world.database.lanes.sync_engine, "before_cursor_execute")
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if "INSERT INTO bookings" in statement:
             sent.append(statement)
@@ -167,6 +168,30 @@ async def test_when_the_connection_breaks_nobody_is_told_that_nothing_was_done(
         world, *[BookingRequest(rider, hours(hour, hour + 1), driver) for hour in range(3)]
     )
     assert [type(each) for each in answers] == [LedgerLost] * 3
+
+
+async def test_whoever_waits_too_long_is_turned_away(fresh_url: str) -> None:
+    database = Database(fresh_url, wait_s_max=0.3, statement_s_max=2)
+    try:
+        world = World(database, GroupedCommit(database, AskThenOffer()))
+        drivers, rider = [await world.driver() for _ in range(6)], await world.rider()
+        async with database.engine.begin() as blocker:
+            await blocker.exec_driver_sql("LOCK TABLE bookings")
+            tasks = []
+            for driver in drivers:
+                request = BookingRequest(rider, hours(9, 10), driver)
+                tasks.append(asyncio.create_task(world.ledger.book(request)))
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            gone: set[asyncio.Task[Booking]] = set()
+            while len(gone) < 4:
+                done, _ = await asyncio.wait(set(tasks) - gone, return_when=asyncio.FIRST_COMPLETED)
+                gone |= done
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(each) for each in outcomes] == [Booking] * 2 + [LedgerBusy] * 4
+        assert await world.recorded() == 2
+    finally:
+        await database.close()
 
 
 async def test_the_queue_is_bounded(fresh_url: str) -> None:
