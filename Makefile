@@ -34,7 +34,7 @@ run: runtime
 	@exec .venv/bin/taxi serve --demo $(ARGS)
 
 test: check
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest -n 2 --dist loadfile $(ARGS)
 
 check: all
 	.venv/bin/ruff check

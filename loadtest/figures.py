@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from booking.errors import TaxiError
-from loadtest import bench_allocators, bench_docs, bench_ledger, compare_report
+from loadtest import bench_allocators, bench_docs, bench_ledger, compare_report, prove_docs
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path("docs") / "results"
@@ -47,6 +47,7 @@ RENDERERS: dict[str, Renderer] = {
     "ledger": bench_ledger.markdown,
     "ledger bars": bench_docs.bars,
     "comparison": compare_report.render_matrix,
+    "proof": prove_docs.render_proof,
 }
 
 PLOTS: dict[str, Plotter] = {

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -81,8 +82,11 @@ class Done:
 
 
 def command(scenario: str, address: str, history: Path, *options: str) -> list[str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]  # of a master's own, as several may run side by side
     return [
         *(sys.executable, "-m", "locust", "-f", str(FOLDER / f"{scenario}.py"), "--headless"),
+        *("--master-bind-host=127.0.0.1", f"--master-bind-port={port}", f"--master-port={port}"),
         *("--host", address, "--only-summary", "-r", "100", "--history", str(history)),
         *("--json-file", str(history / "stats"), *options),
     ]

@@ -20,6 +20,7 @@ COMMANDS = (
     "audit",
     "bench",
     "compare",
+    "prove",
     "figures",
     "db",
 )

@@ -22,7 +22,9 @@ as its latency: to leave it out would be to leave out the slowest.
 
 import json
 import logging
+import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -310,6 +312,15 @@ def _be_patient(environment: Environment, **_: Any) -> None:
     environment.stop_timeout = environment.stop_timeout or STOP_S_MAX
 
 
+def _stop_at_ctrl_c(**_: Any) -> None:
+    """Have Ctrl-C stop the test as a SIGTERM does.
+
+    Python raises it as an error in whichever greenlet runs just then, which may be a
+    user's: the test then goes on without that user, or ends as a failure.
+    """
+    signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+
 def _begin(environment: Environment, **_: Any) -> None:
     """Make the fleet, once for all processes, and set the stage in each that sends requests."""
     runner = environment.runner
@@ -396,5 +407,6 @@ def _options(environment: Environment) -> Any:
 
 
 _on(events.init, _be_patient)
+_on(events.init, _stop_at_ctrl_c)
 _on(events.test_start, _begin)
 _on(events.test_stop, _end)
