@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from booking.errors import TaxiError
-from loadtest import bench_allocators, bench_docs, bench_ledger, compare_report, prove_docs
+from loadtest import bench_allocators, bench_docs, bench_ledger, compare_report, prove_docs, stall
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path("docs") / "results"
@@ -48,6 +48,7 @@ RENDERERS: dict[str, Renderer] = {
     "ledger bars": bench_docs.bars,
     "comparison": compare_report.render_matrix,
     "proof": prove_docs.render_proof,
+    "stall": stall.markdown,
 }
 
 PLOTS: dict[str, Plotter] = {

@@ -9,7 +9,8 @@ see what a rider would have seen; the closed users stop asking while nobody
 answers. The name for this is *coordinated omission* (Gil Tene, "How NOT to
 Measure Latency", <https://www.infoq.com/presentations/latency-response-time/>).
 
-`docs/07-measuring.md` shows the recorded result, `docs/results/stall.json`.
+`docs/07-measuring.md` shows the recorded result, `docs/results/stall.json`, once
+`taxi figures` has written it there.
 """
 
 import asyncio
@@ -34,12 +35,6 @@ from loadtest import machine
 from loadtest.history import Request, read_history
 from loadtest.replay import percentiles_ms
 
-DOCS = Path(__file__).parent.parent / "docs"
-CHAPTER = DOCS / "07-measuring.md"
-RECORDED = DOCS / "results" / "stall.json"
-BEGIN = "<!-- written by `python -m loadtest.stall --write-docs`: begin -->"
-END = "<!-- end -->"
-
 _SCENARIO = Path(__file__).parent / "scenarios" / "spread_out.py"
 _LOCUST_S_MAX = 60.0
 _HEAD_END = b"\r\n\r\n"
@@ -47,10 +42,6 @@ _HEAD_END = b"\r\n\r\n"
 
 class LocustFailed(TaxiError):
     """Locust did not run."""
-
-
-class NotRecorded(TaxiError):
-    """There is no recorded result; `python -m loadtest.stall --json FILE` makes one."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -226,8 +217,9 @@ def _run(arrivals: str, requests: list[Request], stalled: tuple[float, float]) -
     )
 
 
-def markdown(result: Result) -> str:
-    """The result as a table, and what must be known to read it."""
+def markdown(recorded: dict[str, Any]) -> str:
+    """A recorded result as a table, and what must be known to read it."""
+    result = msgspec.convert(recorded, Result)
     plan, about = result.plan, result.machine
     conditions = (
         f"Latencies in ms. The service carries {plan.capacity} requests a second and freezes once"
@@ -249,26 +241,6 @@ def cells(run: Run) -> list[str]:
     return [run.arrivals, f"{run.requests:,}", f"{run.met_the_stall:,}", *latencies]
 
 
-def with_table(chapter: str, result: Result) -> str:
-    """`chapter` with what stands between its markers written anew."""
-    before, begin, rest = chapter.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise TaxiError(f"{CHAPTER.name} has lost the markers of its table.")
-    return f"{before}{BEGIN}\n\n{markdown(result)}\n\n{END}{after}"
-
-
-def recorded() -> Result:
-    """The recorded result. Raises `NotRecorded` where there is none."""
-    try:
-        return msgspec.json.decode(RECORDED.read_bytes(), type=Result)
-    except FileNotFoundError:
-        name = RECORDED.relative_to(DOCS.parent)
-        raise NotRecorded(
-            f"{name} is missing: run `python -m loadtest.stall --json {name}`."
-        ) from None
-
-
 @click.command()
 @click.option(
     "--seconds", type=click.IntRange(2, 600), default=10, show_default=True, help="Of each run."
@@ -286,16 +258,10 @@ def recorded() -> Result:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write every figure to this file.",
 )
-@click.option(
-    "--write-docs", is_flag=True, help="Measure nothing; write the chapter's table as recorded."
-)
-def main(seconds: int, stall_s: float, json_file: Path | None, write_docs: bool) -> None:
+def main(seconds: int, stall_s: float, json_file: Path | None) -> None:
     """Show what one stall of the service looks like to closed and to open arrivals."""
     console = Console(highlight=False)
     try:
-        if write_docs:
-            CHAPTER.write_text(with_table(CHAPTER.read_text(), recorded()))
-            return
         with console.status("") as status:
             result = measure(Plan(seconds=seconds, stall_s=stall_s), status.update)
         console.print(_table(result))
