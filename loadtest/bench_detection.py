@@ -34,7 +34,7 @@ from loadtest.bench import (
     time_changes,
     time_mixed,
 )
-from loadtest.bench_rivals import BASELINE, FIRST_DAY, RIVALS, Rival
+from loadtest.bench_rivals import BASELINE, FIRST_DAY, RIVALS, Rebuilt, Rival
 
 FIT_FROM = 100
 """Growth is fitted from this size on: below it, the call itself outweighs the search."""
@@ -92,10 +92,14 @@ class Detection(Contest[Subject, Work]):
         }
         missing = []
         for name, (package, rival) in RIVALS.items():
-            if find_spec(package):
-                found[name] = Contestant(rival, is_strategy=False, package=package)
+            # Those that are built from arrays need who makes arrays.
+            needed = (package, "numpy") if issubclass(rival, Rebuilt) else (package,)
+            lacking = [each for each in needed if not find_spec(each)]
+            if lacking:
+                missing.append(lacking[0])
             else:
-                missing.append(package)
+                found[name] = Contestant(rival, is_strategy=False, package=package)
+        missing = list(dict.fromkeys(missing))
         return found, missing
 
     @override

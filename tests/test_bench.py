@@ -468,3 +468,21 @@ def test_ctrl_c_ends_the_command_and_leaves_nothing_behind(tmp_path: Path) -> No
         running.send_signal(signal.SIGINT)
         assert running.wait(60) == 130
     assert not out.exists()
+
+
+def test_whoever_needs_a_package_that_is_not_there_is_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    everybody, missing = Detection().contestants()
+    assert missing == []
+    monkeypatch.setattr(
+        bench_detection, "find_spec", lambda name: None if name in {"numpy", "rtree"} else name
+    )
+    rest, missing = Detection().contestants()
+    assert sorted(missing) == ["numpy", "rtree"]
+    assert {each.package for name, each in everybody.items() if name not in rest} == {
+        "ncls",
+        "pandas",
+        "rtree",
+        "superintervals",
+    }
