@@ -50,7 +50,7 @@ from booking.postgres.ledger import PostgresLedger
 from booking.prevention.exclusion_upsert import ExclusionUpsert
 from booking.strategies import Act, find, strategies
 from booking.time_window import TimeWindow
-from loadtest import bench, machine
+from loadtest import bench, bench_databases, machine
 from loadtest.ceilings import UncheckedInsert
 
 BEHIND, ALONE = "exclusion_upsert", "alone"
@@ -65,7 +65,6 @@ _SWEEP_S_MAX = 600.0
 _BARRIER_S_MAX = 120.0
 _RATIO_MIN = 0.85
 _PACKAGES = ("taxi-booking", "sqlalchemy", "asyncpg")
-_SETTINGS = ("server_version", "fsync", "synchronous_commit", "shared_buffers")
 
 
 _given: dict[str, Any] = {}
@@ -186,9 +185,9 @@ def measure(
                         key = (allocator, behind, plan.busy[half_hours])
                         turns.setdefault(key, []).append(_turn(pool, task))
                     done += 1
-        described = asyncio.run(_describe(server_url))
+        described = asyncio.run(bench_databases.describe(server_url))
     finally:
-        asyncio.run(_drop(server_url, list(urls.values())))
+        asyncio.run(bench_databases.drop(server_url, list(urls.values())))
     cells = [
         Cell(allocator, behind, find(Act.ALLOCATION, allocator).claim or "", busy, each)
         for (allocator, behind, busy), each in sorted(turns.items())
@@ -325,7 +324,7 @@ async def _audit_and_restore(url: str, last: int) -> int:
 def _prepare(server_url: str, plan: Plan, allocator: str, behind: str) -> str:
     """A database of the allocator's own, filled; the filled one it is copied from is kept."""
     _, recipe = _RECIPES[behind]
-    filled = schema.prepare(_beside(server_url, "allocators"), recipe)
+    filled = schema.prepare(bench_databases.beside(server_url, "allocators"), recipe)
     return asyncio.run(_copy(server_url, filled, plan, allocator, behind))
 
 
@@ -338,7 +337,7 @@ async def _copy(server_url: str, filled: str, plan: Plan, allocator: str, behind
         await admin.execute(f"CREATE DATABASE {copy} TEMPLATE {parse_url(filled).database}")
     finally:
         await admin.close()
-    connection = await asyncpg.connect(_beside(server_url, copy))
+    connection = await asyncpg.connect(bench_databases.beside(server_url, copy))
     try:
         for statement in find(Act.ALLOCATION, allocator).load().schema:
             await connection.execute(statement)
@@ -346,7 +345,7 @@ async def _copy(server_url: str, filled: str, plan: Plan, allocator: str, behind
         await connection.execute("CHECKPOINT")
     finally:
         await connection.close()
-    return _beside(server_url, copy)
+    return bench_databases.beside(server_url, copy)
 
 
 async def _fill(url: str, plan: Plan) -> None:
@@ -384,28 +383,6 @@ async def _fill(url: str, plan: Plan) -> None:
         await connection.execute("VACUUM ANALYZE")
     finally:
         await connection.close()
-
-
-async def _drop(server_url: str, urls: list[str]) -> None:
-    admin = await asyncpg.connect(server_url)
-    try:
-        for url in urls:
-            await admin.execute(f"DROP DATABASE IF EXISTS {parse_url(url).database} WITH (FORCE)")
-    finally:
-        await admin.close()
-
-
-async def _describe(server_url: str) -> dict[str, str]:
-    connection = await asyncpg.connect(server_url)
-    try:
-        return {name: await connection.fetchval(f"SHOW {name}") for name in _SETTINGS}
-    finally:
-        await connection.close()
-
-
-def _beside(url: str, name: str) -> str:
-    own = parse_url(url).set(drivername="postgresql", database=name)
-    return own.render_as_string(hide_password=False)
 
 
 # What is shown ------------------------------------------------------------------------------

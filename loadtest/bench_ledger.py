@@ -43,7 +43,7 @@ from booking.postgres.ledger import PostgresLedger
 from booking.postgres.tables import WITHOUT_CONSTRAINT
 from booking.strategies import Act, find
 from booking.time_window import TimeWindow
-from loadtest import bench, machine
+from loadtest import bench, bench_databases, machine
 from loadtest.ceilings import UncheckedInsert
 
 CLIENTS = 32
@@ -54,7 +54,6 @@ _HOUR, _TRIP = timedelta(hours=1), timedelta(minutes=30)
 _FREE_SLOTS = 200_000
 _SWEEP_S_MAX = 600.0
 _PACKAGES = ("taxi-booking", "sqlalchemy", "asyncpg", "uvloop")
-_SETTINGS = ("server_version", "fsync", "synchronous_commit", "shared_buffers")
 
 
 class Size(NamedTuple):
@@ -193,7 +192,7 @@ def measure(server_url: str, plan: Plan, tell: bench.Tell) -> Result:
         say = partial(tell, number / len(workloads))
         say(f"filling {workload.size.bookings:,} bookings")
         cells += asyncio.run(_measure(server_url, plan, workload, say))
-    described = asyncio.run(_describe(server_url))
+    described = asyncio.run(bench_databases.describe(server_url))
     bars = _bars(plan, cells)
     return Result(machine.describe(_PACKAGES), described, CLIENTS, plan, cells, bars)
 
@@ -216,7 +215,7 @@ async def _measure(
         for each in everybody:
             cells[each.name].double_bookings = await _audit(copies[each.name])
     finally:
-        await _drop(server_url, list(copies.values()))
+        await bench_databases.drop(server_url, list(copies.values()))
     return list(cells.values())
 
 
@@ -370,14 +369,14 @@ async def _copy(server_url: str, size: Size, contender: _Contender) -> str:
         await admin.execute(f"DROP DATABASE IF EXISTS {copy} WITH (FORCE)")
         # By copying files: page by page through the log it would take as long as filling it.
         await admin.execute(f"CREATE DATABASE {copy} TEMPLATE {template} STRATEGY file_copy")
-        return _beside(server_url, copy)
+        return bench_databases.beside(server_url, copy)
     finally:
         await admin.close()
 
 
 async def _fill(server_url: str, name: str, size: Size, *, constrained: bool) -> None:
     filling = f"{name}_unfinished"
-    url = await asyncio.to_thread(schema.prepare, _beside(server_url, filling))
+    url = await asyncio.to_thread(schema.prepare, bench_databases.beside(server_url, filling))
     connection = await asyncpg.connect(url)
     try:
         if not constrained:
@@ -419,25 +418,3 @@ async def _audit(url: str) -> int:
         return len(audit.double_bookings)
     finally:
         await database.close()
-
-
-async def _drop(server_url: str, urls: list[str]) -> None:
-    admin = await asyncpg.connect(server_url)
-    try:
-        for url in urls:
-            await admin.execute(f"DROP DATABASE IF EXISTS {parse_url(url).database} WITH (FORCE)")
-    finally:
-        await admin.close()
-
-
-async def _describe(server_url: str) -> dict[str, str]:
-    connection = await asyncpg.connect(server_url)
-    try:
-        return {name: await connection.fetchval(f"SHOW {name}") for name in _SETTINGS}
-    finally:
-        await connection.close()
-
-
-def _beside(url: str, name: str) -> str:
-    own = parse_url(url).set(drivername="postgresql", database=name)
-    return own.render_as_string(hide_password=False)

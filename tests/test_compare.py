@@ -271,7 +271,7 @@ def test_what_is_planted_in_a_ledger_is_found(
     found: tuple[int, int, int],
 ) -> None:
     url = new_database(UNSAFE)
-    asyncio.run(execute(url, *PEOPLE, insert("09:00", "10:00"), *planted))  # type: ignore[arg-type]
+    asyncio.run(execute(url, *PEOPLE, insert("09:00", "10:00"), *planted))
     audited = asyncio.run(audit(url, history, SETUP))
     assert (audited.double_bookings, audited.lost, audited.unjustified) == found
     assert len(audited.examples) == sum(found)

@@ -170,6 +170,20 @@ async def test_when_the_connection_breaks_nobody_is_told_that_nothing_was_done(
     assert [type(each) for each in answers] == [LedgerLost] * 3
 
 
+async def test_a_connection_that_was_closed_while_it_lay_idle_is_replaced(
+    world: World, fresh_url: str, execute: Execute
+) -> None:
+    driver, rider = await world.driver(), await world.rider()
+    await world.book(hours(9, 10), driver, rider_id=rider)
+    await execute(
+        fresh_url,
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    booked = await world.book(hours(10, 11), driver, rider_id=rider)
+    assert booked.window == hours(10, 11)
+
+
 async def test_whoever_waits_too_long_is_turned_away(fresh_url: str) -> None:
     database = Database(fresh_url, wait_s_max=0.3, statement_s_max=2)
     try:
