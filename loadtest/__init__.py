@@ -1,1 +1,1 @@
-"""Real and synthetic demand, driven through the running API, and what it measured."""
+"""The laboratory: load, benchmarks and proofs, and the figures they leave."""

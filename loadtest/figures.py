@@ -17,7 +17,7 @@ and carries the digest of the result it was drawn from.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -26,7 +26,10 @@ from typing import Any
 import msgspec
 
 from booking.errors import TaxiError
-from loadtest import bench_allocators, bench_docs, bench_ledger, compare_report, prove_docs, stall
+from loadtest.bench import allocators, ledger, overrun
+from loadtest.bench import tables as bench
+from loadtest.comparison import report, stall
+from loadtest.proof import tables as proof
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path("docs") / "results"
@@ -37,23 +40,25 @@ Plotter = Callable[[dict[str, Any], Path, str], None]
 """Draws a recorded result as SVG to a file, with a word about it in the file's description."""
 
 RENDERERS: dict[str, Renderer] = {
-    "detection": bench_docs.detection,
-    "detection bars": bench_docs.bars,
-    "allocation": bench_docs.allocation,
-    "allocation bars": bench_docs.bars,
-    "policies": bench_docs.policies,
-    "allocators": bench_allocators.markdown,
-    "allocators bars": bench_docs.bars,
-    "ledger": bench_ledger.markdown,
-    "ledger bars": bench_docs.bars,
-    "comparison": compare_report.render_matrix,
-    "proof": prove_docs.render_proof,
+    "detection": bench.detection,
+    "detection bars": bench.bars,
+    "allocation": bench.allocation,
+    "allocation bars": bench.bars,
+    "policies": bench.policies,
+    "allocators": allocators.markdown,
+    "allocators bars": bench.bars,
+    "ledger": ledger.markdown,
+    "ledger bars": bench.bars,
+    "overrun": overrun.markdown,
+    "comparison": report.render_matrix,
+    "proof": proof.render_proof,
     "stall": stall.markdown,
 }
 
 PLOTS: dict[str, Plotter] = {
-    "detection": bench_docs.detection_plot,
-    "allocation": bench_docs.allocation_plot,
+    "detection": bench.detection_plot,
+    "allocation": bench.allocation_plot,
+    "overrun": overrun.plot,
 }
 
 _PLACE = re.compile(
@@ -61,6 +66,10 @@ _PLACE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _MARKER = re.compile(r"^<!-- (?:figures: .*?|/figures) -->$", re.MULTILINE)
+
+
+QUICK = "**Quick: not to quote.**"
+"""Stands above what was measured by a plan that says `is_quick`."""
 
 
 class NotRecorded(TaxiError):
@@ -76,15 +85,17 @@ def documents() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def rendered(text: str) -> str:
-    """`text` with every place for figures written anew.
+def rendered(document: Path) -> str:
+    """The document's text with every place for figures written anew.
 
     Raises `WrongMarker`, and `NotRecorded` where there is no result.
     """
+    text = _read(document)
+    where = document.relative_to(ROOT)
     places = len(_PLACE.findall(text))
     if len(_MARKER.findall(text)) != 2 * places:
-        raise WrongMarker("A `figures` marker has lost its counterpart.")
-    return _PLACE.sub(lambda place: _write(place["name"]), text)
+        raise WrongMarker(f"{where}: a `figures` marker has lost its counterpart.")
+    return _PLACE.sub(lambda place: _write(place["name"], where), text)
 
 
 def stale() -> list[Path]:
@@ -92,7 +103,7 @@ def stale() -> list[Path]:
 
     Raises as `rendered` does.
     """
-    documented = [path for path in documents() if rendered(_read(path)) != _read(path)]
+    documented = [path for path in documents() if rendered(path) != _read(path)]
     plots = [path for name, path in _plots() if _digest(name) not in _read(path)]
     return documented + plots
 
@@ -100,14 +111,14 @@ def stale() -> list[Path]:
 def write() -> list[Path]:
     """Write every document and plot anew from what was recorded; those that were stale.
 
-    Raises as `rendered` does, and `bench_docs.NoPlot`; what was written by then stays.
+    Raises as `rendered` does, and `bench.NoPlot`; what was written by then stays.
     """
     changed = stale()
     for path in changed:
         if path.suffix == ".svg":
-            draw(path.stem, recorded(path.stem), path)
+            draw(path.stem, path)
         else:
-            new = rendered(_read(path))
+            new = rendered(path)
             with replacing(path) as file:
                 file.write_text(new, encoding="utf-8")
     return changed
@@ -119,21 +130,26 @@ def recorded(name: str) -> dict[str, Any]:
 
 
 def record(name: str, result: Any, directory: Path) -> None:
-    """Write the result as indented JSON, and its plot, if it has one."""
-    content = msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n"
+    """Write the result as indented JSON, and its plot, if it has one. Raises `bench.NoPlot`."""
+    record_all({name: result}, directory)
+
+
+def record_all(results: Mapping[str, Any], directory: Path) -> None:
+    """As `record`, for each. No plot is drawn before every result is written."""
     directory.mkdir(parents=True, exist_ok=True)
-    with replacing(directory / f"{name}.json") as file:
-        file.write_bytes(content)
-    if name in PLOTS:
-        plain: dict[str, Any] = msgspec.json.decode(content)
-        draw(name, plain, directory / f"{name}.svg", content)
+    for name, result in results.items():
+        with replacing(directory / f"{name}.json") as file:
+            file.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    for name in results:
+        if name in PLOTS:
+            draw(name, directory / f"{name}.svg")
 
 
-def draw(name: str, result: dict[str, Any], path: Path, content: bytes | None = None) -> None:
-    """Draw the plot of that result. Raises `bench_docs.NoPlot`."""
-    content = path.with_suffix(".json").read_bytes() if content is None else content
+def draw(name: str, path: Path) -> None:
+    """Draw the plot of the result that lies beside `path`. Raises `bench.NoPlot`."""
+    content = path.with_suffix(".json").read_bytes()
     with replacing(path) as file:
-        PLOTS[name](result, file, _digest_of(content))
+        PLOTS[name](msgspec.json.decode(content), file, _digest_of(content))
 
 
 @contextmanager
@@ -149,12 +165,15 @@ def replacing(path: Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
-def _write(name: str) -> str:
+def _write(name: str, where: Path) -> str:
     if name not in RENDERERS:
         raise WrongMarker(
-            f"Nobody writes figures called {name!r}; there are {', '.join(RENDERERS)}."
+            f"{where}: nobody writes figures called {name!r}; there are {', '.join(RENDERERS)}."
         )
-    text = RENDERERS[name](recorded(name.split(maxsplit=1)[0])).strip()
+    result = recorded(name.split(maxsplit=1)[0])
+    text = RENDERERS[name](result).strip()
+    if (result.get("plan") or {}).get("is_quick"):
+        text = f"{QUICK}\n\n{text}"
     return f"<!-- figures: {name} -->\n\n{text}\n\n<!-- /figures -->"
 
 

@@ -6,6 +6,7 @@ one machine, in seconds since the epoch.
 """
 
 import math
+from collections.abc import Iterable
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -17,6 +18,10 @@ from booking.errors import TaxiError
 CONFLICT, NOBODY_FREE = "booking-conflict", "no-driver-free"
 """The problems that say that time is held: the two refusals that an audit can judge."""
 
+_ASKS_FOR_TIME = frozenset({"book", "reschedule"})
+_TURNED_AWAY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+_PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+
 
 class BadHistory(TaxiError):
     """The load generator's history cannot be read."""
@@ -26,11 +31,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One request and what became of it.
 
     `start` and `end` are the window asked for, `driver_id` the driver asked for,
-    `booked_driver_id` the one who was booked. `booking_id` is the booking that
-    was made, moved or cancelled. `intended_s` is when the request was due,
-    `sent_s` when it was sent, or None if it never was, `answered_s` when its answer
-    was there, or None. `status` is HTTP's, 0 without an answer; `problem` the slug
-    of its problem.
+    `booked_driver_id` the one who was booked, `rider_id` the rider for whom.
+    `booking_id` is the booking that was made, moved or cancelled. `intended_s` is
+    when the request was due, `sent_s` when it was sent, or None if it never was,
+    `answered_s` when its answer was there, or None. `status` is HTTP's, 0 without
+    an answer; `problem` the slug of its problem.
     """
 
     scenario: str
@@ -39,6 +44,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     sent_s: float | None
     status: int
     measured: bool
+    rider_id: int | None = None
     driver_id: int | None = None
     booked_driver_id: int | None = None
     start: datetime | None = None
@@ -66,8 +72,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def refused(self) -> bool:
-        """Whether it was refused because time is held."""
-        return self.status == HTTPStatus.CONFLICT and self.problem in {CONFLICT, NOBODY_FREE}
+        """Whether it was refused because the time that it asked for is held."""
+        return (
+            self.status == HTTPStatus.CONFLICT
+            and self.problem in {CONFLICT, NOBODY_FREE}
+            and self.action in _ASKS_FOR_TIME
+        )
+
+    @property
+    def turned_away(self) -> bool:
+        """Whether it was told to come back later."""
+        return self.status in _TURNED_AWAY
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -92,9 +107,31 @@ def read_history(folder: Path) -> list[Request]:
     return sorted(requests, key=lambda request: request.intended_s)
 
 
+def first_of_each_process(folder: Path) -> list[Request]:
+    """The first request that each process has written down so far."""
+    first: list[Request] = []
+    for path in folder.glob("*.jsonl"):
+        with path.open("rb") as file:
+            line = file.readline()
+        if line.endswith(b"\n"):  # or it is still being written
+            first.append(msgspec.json.decode(line, type=Request))
+    return first
+
+
 def read_setup(folder: Path) -> Setup:
     """Whom the requests are about. Raises `BadHistory`."""
     try:
         return msgspec.json.decode((folder / "setup.json").read_bytes(), type=Setup)
     except (OSError, msgspec.MsgspecError) as error:
         raise BadHistory(f"setup.json: {error}.") from error
+
+
+def percentiles_ms(times_s: Iterable[float]) -> dict[str, float]:
+    """p50, p90, p99 (nearest rank) and the longest, in milliseconds; nothing of nothing."""
+    ordered = sorted(times_s)
+    if not ordered:
+        return {}
+    return {
+        name: round(1_000 * ordered[math.ceil(share * len(ordered)) - 1], 2)
+        for name, share in _PERCENTILES.items()
+    }

@@ -1,6 +1,7 @@
 """The benchmarks measure everything there is, check it first, and fit what they say they fit."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +23,24 @@ from booking.errors import InvalidInput
 from booking.policies import POLICIES, Opening, first_fit, longest_gap
 from booking.strategies import Act, strategies
 from booking.time_window import TimeWindow
-from loadtest import bench, bench_allocation, bench_detection, bench_docs, bench_policies
-from loadtest.bench import Contest, Contestant, Disagreement, Plan, Result, Sample, Shape, measure
-from loadtest.bench_allocation import Allocation
-from loadtest.bench_detection import Detection
-from loadtest.bench_rivals import RIVALS
+from loadtest import machine
+from loadtest.bench import allocation as bench_allocation
+from loadtest.bench import allocators, ledger, method, tables
+from loadtest.bench import detection as bench_detection
+from loadtest.bench import policies as bench_policies
+from loadtest.bench.allocation import Allocation
+from loadtest.bench.detection import Detection
+from loadtest.bench.method import (
+    Contest,
+    Contestant,
+    Disagreement,
+    Plan,
+    Result,
+    Sample,
+    Shape,
+    measure,
+)
+from loadtest.bench.rivals import RIVALS
 
 TINY = Plan(
     shapes=(Shape(1, 10), Shape(1, 100), Shape(1, 200)),
@@ -87,11 +101,11 @@ def test_figures_are_positive_and_in_order(detection: Result, allocation: Result
 def test_without_the_baseline_there_is_no_ratio() -> None:
     measured = measure(Detection(), TINY, contestants={"alone": Contestant(BisectNeighbours)})
     assert {sample.speedup for sample in measured.samples} == {None}
-    assert "`alone`" in bench_docs.detection(_plain(measured))
+    assert "`alone`" in tables.detection(_plain(measured))
 
 
 def _plain(result: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(bench.msgspec.json.encode(result))
+    plain: dict[str, Any] = json.loads(method.msgspec.json.encode(result))
     return plain
 
 
@@ -214,7 +228,7 @@ def test_what_takes_too_long_to_fill_is_left_out_and_named() -> None:
     ]
     assert all(each.expected_s >= plan.fill_s_max for each in measured.left_out)
     assert list(measured.of("sluggish", "free")) == [Shape(1, 10)]
-    assert "`sluggish` at 1,000 (filling" in bench_docs.detection(_plain(measured))
+    assert "`sluggish` at 1,000 (filling" in tables.detection(_plain(measured))
 
 
 def test_a_measure_that_takes_too_long_is_left_out_and_named() -> None:
@@ -232,9 +246,61 @@ def test_a_measure_that_takes_too_long_is_left_out_and_named() -> None:
 
 
 def test_what_comes_next_is_foreseen_by_the_last_two_sizes() -> None:
-    assert bench.forecast({}, 10) == 0
-    assert bench.forecast({10: 2.0}, 100) == pytest.approx(20)
-    assert bench.forecast({10: 1.0, 100: 100.0}, 1_000) == pytest.approx(10_000)
+    for least in (0.0, 1.0):
+        assert method.forecast({}, 10, exponent_min=least) == 0
+        square = method.forecast({10: 1.0, 100: 100.0}, 1_000, exponent_min=least)
+        assert square == pytest.approx(10_000)
+    assert method.forecast({10: 2.0}, 100, exponent_min=1.0) == pytest.approx(20)
+    assert method.forecast({10: 2.0, 100: 2.0}, 1_000, exponent_min=0.0) == pytest.approx(2)
+
+
+class SlowToAsk(BisectNeighbours):
+    """A millisecond for each question, however many bookings there are."""
+
+    @override
+    def is_free(self, window: TimeWindow) -> bool:
+        _work_for_ms(1)
+        return super().is_free(window)
+
+
+def test_a_call_that_takes_no_longer_than_before_is_not_left_out() -> None:
+    plan = Plan(
+        shapes=(Shape(1, 10), Shape(1, 20), Shape(1, 2_000)),
+        repeats=5,
+        repeat_s=0.0001,
+        measure_s_max=0.5,  # a hundred times what is needed at twenty would be too long
+        questions=10,
+        memory_bookings=0,
+    )
+    measured = measure(Detection(), plan, contestants={"slow": Contestant(SlowToAsk)})
+    assert list(measured.of("slow", "free")) == list(plan.shapes)
+
+
+def test_the_machine_is_described_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    came: list[str] = []
+    describe = machine.describe
+
+    def described(packages: Iterable[str]) -> dict[str, Any]:
+        came.append("described")
+        return describe(packages)
+
+    def tell(_share: float, text: str) -> None:
+        came.append(text)
+
+    monkeypatch.setattr(machine, "describe", described)
+    measure(Detection(), TINY, tell, {"linear_scan": Contestant(LinearScan)})
+    assert came[0] == "described"
+    assert came.count("described") == 1
+
+
+def test_a_result_says_when_its_load_was_taken_if_it_knows() -> None:
+    about = machine.describe(["taxi-booking"])
+    settings = {"server_version": "18.6", "fsync": "on"}
+    said = machine.measured_on(about, settings)
+    assert f"load {about['load_1_min']} at the start; {about['python']}, " in said
+    assert "PostgreSQL 18.6 (fsync on), taxi-booking " in said
+    older = {name: value for name, value in about.items() if name != "load_taken"}
+    assert f"load {about['load_1_min']}; {about['python']}, " in machine.measured_on(older)
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0])
@@ -243,7 +309,7 @@ def test_growth_is_fitted_as_the_slope_on_log_log_paper(exponent: float) -> None
         Sample("made_up", "free", Shape(1, size), 1.0, 7.0 * size**exponent, 1.0, 1.0)
         for size in (10, 100, 1_000, 10_000)
     ]
-    (growth,) = bench.fit_growth(Detection(), samples)
+    (growth,) = method.fit_growth(Detection(), samples)
     assert growth.exponent == pytest.approx(exponent, abs=0.001)
     assert growth.to_size == 10_000
 
@@ -260,34 +326,34 @@ def test_what_would_spoil_the_fit_is_not_fitted(
     contest: Contest[Any, Any], shapes: list[Shape]
 ) -> None:
     samples = [Sample("made_up", "free", shape, 1, 1, 1, 1) for shape in shapes]
-    assert bench.fit_growth(contest, samples) == []
+    assert method.fit_growth(contest, samples) == []
 
 
 def test_a_bar_is_reached_or_missed_by_what_was_measured(detection: Result) -> None:
     def with_speedup(speedup: float) -> Result:
         sample = Sample("bisect_neighbours", "free", Shape(1, 100), 1, 1, 1, speedup)
-        return bench.msgspec.structs.replace(detection, samples=[sample])
+        return method.msgspec.structs.replace(detection, samples=[sample])
 
     for speedup, reached in ((19.9, False), (20.0, True)):
         (bar,) = Detection().bars(with_speedup(speedup))
         assert bar.reached is reached
-    (unknown,) = Detection().bars(bench.msgspec.structs.replace(detection, samples=[]))
+    (unknown,) = Detection().bars(method.msgspec.structs.replace(detection, samples=[]))
     assert unknown.reached is None
 
 
 def test_the_bars_of_allocation_look_at_what_they_name(allocation: Result) -> None:
     sample = Sample("gap_index", "nobody", Shape(10_000, 100), 1, 1, 1, 4_999.0)
-    growth = bench.Growth("gap_index", "nobody", 0.11, 10_000)
-    memory = bench.Memory("gap_index", Shape(10_000, 100), 50.0, 40.1)
-    missed = bench.msgspec.structs.replace(
+    growth = method.Growth("gap_index", "nobody", 0.11, 10_000)
+    memory = method.Memory("gap_index", Shape(10_000, 100), 50.0, 40.1)
+    missed = method.msgspec.structs.replace(
         allocation, samples=[sample], growth=[growth], memory=[memory]
     )
     assert [bar.reached for bar in Allocation().bars(missed)] == [False] * 3
-    reached = bench.msgspec.structs.replace(
+    reached = method.msgspec.structs.replace(
         allocation,
-        samples=[bench.msgspec.structs.replace(sample, speedup=5_000.0)],
-        growth=[bench.msgspec.structs.replace(growth, exponent=0.1)],
-        memory=[bench.msgspec.structs.replace(memory, in_use_bytes=40.0)],
+        samples=[method.msgspec.structs.replace(sample, speedup=5_000.0)],
+        growth=[method.msgspec.structs.replace(growth, exponent=0.1)],
+        memory=[method.msgspec.structs.replace(memory, in_use_bytes=40.0)],
     )
     assert [bar.reached for bar in Allocation().bars(reached)] == [True] * 3
 
@@ -383,7 +449,7 @@ def test_the_time_asked_for_is_what_the_fleet_has() -> None:
 
 
 def test_the_tables_name_everybody_and_the_machine(detection: Result, allocation: Result) -> None:
-    for result, render in ((detection, bench_docs.detection), (allocation, bench_docs.allocation)):
+    for result, render in ((detection, tables.detection), (allocation, tables.allocation)):
         table = render(_plain(result))
         for name in result.names():
             assert (f"`{name}`" if name in result.strategies else f"*{name}*") in table
@@ -414,6 +480,7 @@ def test_the_command_measures_what_is_named_and_writes_it(tmp_path: Path) -> Non
         "intervaltree.overlap",
     }
     assert written["bars"][0]["reached"] is None
+    assert "not to quote" in ran.output
     assert "not measured" in ran.output
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "detection.json",
@@ -426,6 +493,7 @@ def test_the_command_measures_what_is_named_and_writes_it(tmp_path: Path) -> Non
     [
         (["--quick", "--full"], "--quick"),
         (["--strategies", "linear_scan", "--record"], "--record"),
+        (["--quick", "--record"], "--record"),
         (["nothing"], "nothing"),
     ],
 )
@@ -443,16 +511,97 @@ def test_a_name_that_nobody_has_is_refused_with_those_there_are() -> None:
     assert refused.value.field == "--strategies"
 
 
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is measured fails the test."""
+
+    def never(*_: Any) -> None:
+        pytest.fail("this was to be known before anything was measured")
+
+    monkeypatch.setattr(method, "measure", never)
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--strategies", ","], "--strategies"),
+        (["detection", "--out", "{file}/below"], "--out"),
+        (["detection", "--out", "/proc/new"], "--out"),
+        (["detection", "ledger", "--strategies", "linear_scan,exclusion_upsert"], "--strategies"),
+    ],
+)
+def test_what_would_spoil_the_end_is_refused_at_the_start(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    here = [each.format(file=tmp_path / "file") for each in arguments]
+    with pytest.raises(InvalidInput) as refused:
+        CliRunner().invoke(cli.command, here, catch_exceptions=False)
+    assert refused.value.field == said
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_without_what_draws_plots_nothing_is_measured_to_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tables, "find_spec", lambda _name: None)
+    with pytest.raises(tables.NoPlot):
+        CliRunner().invoke(
+            cli.command, ["detection", "--out", str(tmp_path)], catch_exceptions=False
+        )
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_without_room_for_the_tables_of_the_ledger_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usage = shutil.disk_usage("/")
+    for free, refused in ((10**9, True), (10**14, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        if refused:
+            with pytest.raises(ledger.NoRoom, match="1 GB are free"):
+                CliRunner().invoke(cli.command, ["detection", "ledger"], catch_exceptions=False)
+        else:
+            ledger.check_room(ledger.full(), Path("/"))
+
+
+def test_quick_plans_say_that_they_are() -> None:
+    extents = {
+        extent: [
+            benches.plans[extent]()
+            for benches in cli.BENCHES.values()
+            if isinstance(benches, cli.TimedBench)
+        ]
+        for extent in ("quick", "ordinary", "full")
+    }
+    quick = [
+        *extents["quick"],
+        bench_policies.Plan.quick(),
+        allocators.quick(),
+        ledger.quick(),
+    ]
+    others = [
+        *extents["ordinary"],
+        *extents["full"],
+        bench_policies.Plan(),
+        allocators.Plan(),
+        ledger.full(),
+    ]
+    assert [plan.is_quick for plan in quick] == [True] * 5
+    assert [plan.is_quick for plan in others] == [False] * 7
+
+
 UNTIL_INTERRUPTED = """
 import sys
-from loadtest import bench, bench_detection
+from loadtest.bench import detection, method
 from api.cli import main
 
 def check(*_):
     print("measuring", flush=True)
 
-bench_detection.check = check
-bench_detection.quick = lambda: bench.Plan(shapes=(bench.Shape(1, 10),), repeats=10**9)
+detection.check = check
+detection.quick = lambda: method.Plan(shapes=(method.Shape(1, 10),), repeats=10**9)
 sys.argv = ["taxi", "bench", "detection", "--quick", "--out", sys.argv[1]]
 main()
 """

@@ -1,6 +1,10 @@
 """The benchmark of the allocators: what it fills, what it counts, and what it makes of it."""
 
 import asyncio
+import os
+import signal
+import time
+from collections import Counter
 
 import asyncpg
 import msgspec
@@ -9,8 +13,8 @@ import pytest
 from booking.ledgers import Claim
 from booking.postgres import schema
 from booking.postgres.embedded import EmbeddedPostgres
-from loadtest import bench_allocators, bench_docs
-from loadtest.bench_allocators import ALONE, BEHIND, Cell, Plan, Result, Turn
+from loadtest.bench import allocators, tables
+from loadtest.bench.allocators import ALONE, BEHIND, Cell, ClientsDied, Plan, Result, Task, Turn
 
 PLAN = Plan(drivers=50, slots=4, busy=(0.8, 0.9), clients=4, processes=2, repeats=1, repeat_s=0.2)
 NAMES = ["free_gaps_skip_locked", "random_probing"]
@@ -18,7 +22,7 @@ NAMES = ["free_gaps_skip_locked", "random_probing"]
 
 @pytest.fixture(scope="module")
 def result(server: EmbeddedPostgres) -> Result:
-    return bench_allocators.measure(server.url, PLAN, lambda _share, _text: None, NAMES)
+    return allocators.measure(server.url, PLAN, lambda _share, _text: None, NAMES)
 
 
 def test_every_combination_is_measured_at_both_busy_shares(result: Result) -> None:
@@ -32,11 +36,11 @@ def test_every_combination_is_measured_at_both_busy_shares(result: Result) -> No
 
 def test_what_is_recorded_makes_a_table_with_a_row_for_each(result: Result) -> None:
     recorded = msgspec.json.decode(msgspec.json.encode(result))
-    table = bench_allocators.markdown(recorded)
+    table = allocators.markdown(recorded)
     rows = [line for line in table.splitlines() if line.startswith("| `")]
     assert len(rows) == len(NAMES) * 2
-    assert all(row.count("|") == len(bench_allocators.HEADINGS) + 2 for row in rows)
-    assert len(bench_docs.bars(recorded).splitlines()) == 2 + len(result.bars)
+    assert all(row.count("|") == len(allocators.HEADINGS) + 2 for row in rows)
+    assert len(tables.bars(recorded).splitlines()) == 2 + len(result.bars)
 
 
 def test_each_half_hour_is_as_busy_as_it_is_said_to_be(
@@ -78,5 +82,21 @@ def test_a_ratio_that_is_too_low_and_a_double_booking_are_told(
     ]
     # Whoever claims nothing may double-book, and be as fast as it likes.
     unsafe = [cell(Claim.NOTHING, busy, 1_000.0, 7) for busy in PLAN.busy]
-    bars = bench_allocators.bars_of(msgspec.structs.replace(result, cells=[*safe, *unsafe]))
+    bars = allocators.bars_of(msgspec.structs.replace(result, cells=[*safe, *unsafe]))
     assert [bar.reached for bar in bars] == reached
+
+
+def killed_or_waiting(task: Task) -> Counter[str]:
+    """One process of clients is killed, as by a system that lacks memory; the other waits."""
+    if task.seed % 1_000 == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+    return Counter()
+
+
+@pytest.mark.timeout(50)
+def test_clients_that_were_killed_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocators, "work", killed_or_waiting)
+    task = Task("", NAMES[0], ALONE, half_hours=False, plan=PLAN, seed=1)
+    with allocators.processes(PLAN) as pool, pytest.raises(ClientsDied):
+        allocators.answers_of(pool, task)

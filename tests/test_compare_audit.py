@@ -11,18 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from booking.bookings import BookingState
-from loadtest.audit import (
+from loadtest.comparison.audit import (
     Row,
     lost_bookings,
     passing_double_bookings,
     stays,
+    unexpected_answers,
     unjustified_refusals,
 )
-from loadtest.history import BadHistory, Request, read_history
+from loadtest.history import BadHistory, Request, first_of_each_process, read_history
 
 NINE = datetime(2026, 12, 1, 9, tzinfo=UTC)
-ADA, GRACE = 1, 2
+ADA, GRACE, ELSEWHERE = 1, 2, 3
 FLEET = (ADA, GRACE)
+BOB, CAROL = 1, 2
 
 
 def minute(number: float) -> datetime:
@@ -39,6 +41,7 @@ def request(action: str, sent_s: float | None, answered_s: float | None, **said:
         "answered_s": answered_s,
         "status": 201 if action == "book" else 200,
         "measured": True,
+        "rider_id": BOB if action == "book" else None,
         "driver_id": ADA,
         "booked_driver_id": ADA,
         "start": minute(0),
@@ -64,8 +67,9 @@ def row(
     start: float = 0,
     end: float = 30,
     state: BookingState = BookingState.CONFIRMED,
+    rider_id: int = BOB,
 ) -> Row:
-    return Row(booking_id, driver_id, minute(start), minute(end), state)
+    return Row(booking_id, driver_id, minute(start), minute(end), state, rider_id)
 
 
 BOOKED = request("book", 10, 11)
@@ -89,6 +93,13 @@ def test_an_acknowledged_booking_that_is_there_is_not_lost() -> None:
         ([BOOKED], [row(state=BookingState.CANCELLED)], "Nobody cancelled"),
         ([BOOKED, CANCELLED], [row()], "still holds"),
         ([BOOKED, CANCELLED], [], "not in the ledger"),
+        ([BOOKED], [row(rider_id=CAROL)], "for rider 2, and rider 1"),
+        ([request("book", 10, 11, booked_driver_id=GRACE)], [row(driver_id=GRACE)], "driver 1 was"),
+        (
+            [request("book", 10, 11, driver_id=None, booked_driver_id=ELSEWHERE)],
+            [row(driver_id=ELSEWHERE)],
+            "not of the fleet",
+        ),
         (
             [BOOKED, request("reschedule", 12, 13, start=minute(60), end=minute(90))],
             [row()],
@@ -97,9 +108,20 @@ def test_an_acknowledged_booking_that_is_there_is_not_lost() -> None:
     ],
 )
 def test_a_lost_booking_is_found(history: list[Request], rows: list[Row], said: str) -> None:
-    (found,) = lost_bookings(history, rows)
+    (found,) = lost_bookings(history, rows, FLEET)
     assert found.booking_id == 1
     assert said in found.reason
+
+
+def test_one_booking_that_three_were_told_of_is_lost_to_two_of_them() -> None:
+    told = [request("book", 10, 11), request("book", 10, 12), request("book", 10, 13)]
+    lost = lost_bookings(told, [row()], FLEET)
+    assert [(each.booking_id, "Another request" in each.reason) for each in lost] == [(1, True)] * 2
+
+
+def test_any_driver_of_the_fleet_will_do_where_none_was_named() -> None:
+    anyone = request("book", 10, 11, driver_id=None, booked_driver_id=GRACE)
+    assert lost_bookings([anyone], [row(driver_id=GRACE)], FLEET) == []
 
 
 @pytest.mark.parametrize(
@@ -146,7 +168,10 @@ def test_a_double_booking_of_which_one_was_given_back_is_found() -> None:
     "second",
     [
         pytest.param(request("book", 20.5, 23, booking_id=2), id="may have come after"),
-        pytest.param(request("book", 12, 13, booking_id=2, booked_driver_id=GRACE), id="another's"),
+        pytest.param(
+            request("book", 12, 13, booking_id=2, driver_id=GRACE, booked_driver_id=GRACE),
+            id="another's",
+        ),
         pytest.param(
             request("book", 12, 13, booking_id=2, start=minute(30), end=minute(60)), id="touches"
         ),
@@ -230,6 +255,12 @@ def test_a_booking_is_not_in_its_own_way_when_it_is_moved() -> None:
     assert unjustified_refusals([BOOKED, move], [row(), row(9, start=35, end=50)], FLEET) == []
 
 
+def test_nobody_free_is_no_answer_to_who_asked_for_one_driver() -> None:
+    asked = refusal(30, 40, problem="no-driver-free")
+    (found,) = unjustified_refusals([BOOKED, asked], [row()], (ADA,))
+    assert "driver 1 was asked for" in found.reason
+
+
 def test_nobody_free_needs_one_moment_at_which_every_driver_was_held() -> None:
     graces = request("book", 10, 11, booking_id=2, booked_driver_id=GRACE)
     asked = nobody_free(30, 40)
@@ -242,6 +273,35 @@ def test_nobody_free_needs_one_moment_at_which_every_driver_was_held() -> None:
         request("book", 35, 36, booking_id=2, booked_driver_id=GRACE),
     ]
     assert len(unjustified_refusals([BOOKED, *passing, asked], [], FLEET)) == 1
+
+
+# An answer at all? -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [
+        request("book", 10, 11, status=500),
+        request("book", 10, 11, status=422, problem="invalid-input"),
+        request("book", 10, 11, status=409, problem="key-in-use"),
+        request("book", 10, 11, booking_id=None),
+        request("look", 10, 11, status=404, problem="unknown-booking"),
+        refusal(10, 11, action="cancel", booking_id=1),
+    ],
+)
+def test_what_is_no_answer_to_a_request_is_found(answered: Request) -> None:
+    assert unexpected_answers([BOOKED, answered, CANCELLED]) == [answered]
+
+
+def test_a_refusal_a_request_to_come_back_and_no_answer_are_not_unexpected() -> None:
+    answers = [
+        refusal(10, 11),
+        refusal(10, 11, action="reschedule", booking_id=1),
+        nobody_free(10, 11),
+        request("book", 10, 11, status=503, booking_id=None),
+        request("book", 10, None, **UNANSWERED),
+    ]
+    assert unexpected_answers(answers) == []
 
 
 # A service that is right, whatever the network does ----------------------------------------------
@@ -335,8 +395,9 @@ def played(steps: Sequence[Step]) -> tuple[list[Request], Service]:
 def test_of_a_service_that_is_right_nothing_is_ever_reported(steps: list[Step]) -> None:
     history, service = played(steps)
     rows = service.rows()
-    assert lost_bookings(history, rows) == []
+    assert lost_bookings(history, rows, FLEET) == []
     assert unjustified_refusals(history, rows, FLEET) == []
+    assert unexpected_answers(history) == []
     assert passing_double_bookings(history, rows) == []
 
 
@@ -353,7 +414,7 @@ def test_a_booking_deleted_behind_its_back_is_always_reported(
         return
     victim = data.draw(st.sampled_from(acknowledged))
     rows = [each for each in service.rows() if each.booking_id != victim]
-    assert [each.booking_id for each in lost_bookings(history, rows)] == [victim]
+    assert [each.booking_id for each in lost_bookings(history, rows, FLEET)] == [victim]
 
 
 def test_a_row_that_the_history_explains_holds_no_longer_than_the_history_says() -> None:
@@ -370,5 +431,6 @@ def test_a_history_is_read_from_all_its_files_and_one_that_is_cut_is_refused(
         (tmp_path / f"{name}.jsonl").write_bytes(msgspec.json.encode(each) + b"\n")
     assert read_history(tmp_path) == [BOOKED, CANCELLED]
     (tmp_path / "b.jsonl").write_bytes(b'{"scenario":')
+    assert first_of_each_process(tmp_path) == [CANCELLED]
     with pytest.raises(BadHistory, match=r"b\.jsonl"):
         read_history(tmp_path)

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from booking.errors import InvalidInput
-from loadtest.demand import (
+from loadtest.trips.demand import (
     PLACES,
     WEEKEND_DAY,
     WORKING_DAY,
@@ -22,7 +22,7 @@ from loadtest.demand import (
     write,
     write_csv,
 )
-from loadtest.trips import Order, Trip, TripFile, in_order
+from loadtest.trips.files import Order, Trip, TripFile, in_order
 
 NEW_YORK = ZoneInfo("America/New_York")
 MONDAY = date(2026, 3, 2)

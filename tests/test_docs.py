@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from api.cli.figures import command
 from loadtest import figures
+from loadtest.bench import tables
 
 DOCS = figures.ROOT / "docs"
 WITH_EXAMPLES = sorted(path for path in DOCS.rglob("*.md") if ">>> " in path.read_text())
@@ -43,7 +44,8 @@ def test_every_figure_in_the_documents_is_the_recorded_one() -> None:
 
 def test_chapter_3_has_its_figures() -> None:
     chapter = (DOCS / "03-detection.md").read_text()
-    assert "<!-- figures: detection -->" in chapter
+    for name in ("detection", "detection bars"):
+        assert f"<!-- figures: {name} -->" in chapter
 
 
 @pytest.fixture
@@ -105,8 +107,27 @@ def test_a_figure_that_was_typed_is_stale(project: Path) -> None:
 )
 def test_a_marker_that_nobody_writes_to_is_refused(project: Path, wrong: str, said: str) -> None:
     (project / "README.md").write_text(wrong)
-    with pytest.raises(figures.WrongMarker, match=said):
+    with pytest.raises(figures.WrongMarker, match=rf"^README\.md: .*{said}"):
         figures.stale()
+
+
+def test_what_came_of_a_quick_plan_says_so(project: Path) -> None:
+    for plan, said in (({"is_quick": True}, 2), ({"is_quick": False}, 0), (None, 0)):
+        figures.record("speed", {"figure": 1, "plan": plan}, project / figures.RESULTS)
+        figures.write()
+        assert (project / "docs" / "chapter.md").read_text().count(figures.QUICK) == said
+
+
+def test_every_result_is_written_before_a_plot_is_drawn(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise tables.NoPlot
+
+    monkeypatch.setattr(figures, "PLOTS", {"speed": fail})
+    with pytest.raises(tables.NoPlot):
+        figures.record_all({"speed": {"figure": 5}, "more": {"figure": 6}}, project / "new")
+    assert sorted(path.name for path in (project / "new").iterdir()) == ["more.json", "speed.json"]
 
 
 def test_without_a_result_there_are_no_figures(project: Path) -> None:

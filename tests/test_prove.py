@@ -14,39 +14,43 @@ import sys
 import time
 from collections import Counter
 from contextlib import aclosing
+from errno import ENOSPC
 from itertools import count
 from math import factorial
 from pathlib import Path
 from random import Random
-from typing import override
+from typing import Any, override
 
 import asyncpg
 import msgspec
 import pytest
 from click import BadParameter
+from click.testing import CliRunner
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from api.cli import prove
 from api.cli import taxi as taxi_command
 from booking.bookings import Booking, BookingRequest
 from booking.errors import BookingConflict, Contended, InvalidInput
 from booking.ledgers import Claim
-from booking.postgres.database import Isolation, parse_url
+from booking.postgres.database import Isolation, dsn, parse_url
 from booking.postgres.embedded import EmbeddedPostgres
 from booking.postgres.ledger import PostgresLedger, write_booking
 from booking.postgres.tables import drivers, riders
 from booking.prevention.check_then_insert import CheckThenInsert
 from booking.prevention.row_lock import RowLock
 from booking.strategies import Act, strategies
-from loadtest import prove, prove_docs
-from loadtest.prove import Cell, Played, Proof, Subject
-from loadtest.prove_footprints import Catalogue, Footprint, independent
-from loadtest.prove_scenarios import OF_TWO, Scenario, Sign
-from loadtest.prove_search import Search, Step, Taken, orders
-from loadtest.prove_steps import NotAllowed, stage
+from loadtest import figures
+from loadtest.proof import exhaustion, tables
+from loadtest.proof.exhaustion import Cell, Played, Proof, Subject
+from loadtest.proof.footprints import Catalogue, Footprint, independent
+from loadtest.proof.scenarios import OF_TWO, Scenario, Sign
+from loadtest.proof.search import Search, Step, Taken, orders
+from loadtest.proof.steps import NotAllowed, stage
 from tests.world import NewDatabase
 
-RECORDED = Path(prove.__file__).parent.parent / "docs" / "results" / "proof.json"
+RECORDED = figures.ROOT / figures.RESULTS / "proof.json"
 RECIPES = [each.name for each in strategies(Act.PREVENTION)]
 TAXI = str(Path(sys.executable).parent / "taxi")
 
@@ -59,7 +63,7 @@ TRAPS = [scenario("books_that_overlap"), scenario("moves_into_one_window")]
 
 
 def recorded() -> Proof:
-    return prove_docs.read(msgspec.json.decode(RECORDED.read_bytes()))
+    return tables.read(msgspec.json.decode(RECORDED.read_bytes()))
 
 
 # --- The recipes. ------------------------------------------------------------------------
@@ -69,13 +73,13 @@ def recorded() -> Proof:
 def test_a_recipe_shows_in_every_order_what_is_recorded_of_it(
     name: str, new_database: NewDatabase
 ) -> None:
-    (subject,) = prove.recipes([name])
+    (subject,) = exhaustion.recipes([name])
     url = new_database(name)
-    cells = asyncio.run(prove.prove(url, subject, [subject.isolation]))
+    cells = asyncio.run(exhaustion.prove(url, subject, [subject.isolation]))
     if subject.isolation != "REPEATABLE READ":
         # There, locks come too late. `taxi prove` runs all there is at every level.
-        cells += asyncio.run(prove.prove(url, subject, ["REPEATABLE READ"], scenarios=TRAPS))
-    assert prove_docs.differences(recorded(), cells) == []
+        cells += asyncio.run(exhaustion.prove(url, subject, ["REPEATABLE READ"], scenarios=TRAPS))
+    assert tables.differences(recorded(), cells) == []
     assert [cell for cell in cells if not cell.keeps_its_claim] == []
     for cell in cells:
         if cell.ledgers == 1:  # what happens in memory is in no footprint: each order is run
@@ -88,7 +92,7 @@ def test_a_recipe_shows_in_every_order_what_is_recorded_of_it(
 
 def test_a_bad_cell_that_turned_good_is_noticed_and_the_other_way_round() -> None:
     cells = recorded().cells
-    assert prove_docs.differences(recorded(), cells) == []
+    assert tables.differences(recorded(), cells) == []
     bad, good = (
         next(cell for cell in cells if cell.recipe == name and cell.own)
         for name in ("check_then_insert", "row_lock")
@@ -98,14 +102,38 @@ def test_a_bad_cell_that_turned_good_is_noticed_and_the_other_way_round() -> Non
         other = msgspec.structs.replace(
             cell, outcomes=[msgspec.structs.replace(first, signs=signs), *rest]
         )
-        assert len(prove_docs.differences(recorded(), [other])) == 1
+        assert len(tables.differences(recorded(), [other])) == 1
+
+
+def test_every_recipe_is_recorded_at_every_level_as_what_it_claims_to_be() -> None:
+    # If not: taxi prove --json docs/results/proof.json, and taxi figures.
+    assert tables.unrecorded(recorded(), exhaustion.recipes()) == []
+
+
+def test_what_is_missing_in_a_proof_is_noticed() -> None:
+    whole, subjects = recorded(), exhaustion.recipes()
+    (own,) = (cell for cell in whole.cells if cell.recipe == "row_lock" and cell.own)
+    others = [cell for cell in whole.cells if cell is not own]
+    short = msgspec.structs.replace(own, outcomes=own.outcomes[1:])
+
+    def with_instead(*cells: Cell) -> Proof:
+        return msgspec.structs.replace(whole, cells=[*others, *cells])
+
+    for cells in ([], [short], [msgspec.structs.replace(own, claim=Claim.NOTHING)]):
+        missing = tables.unrecorded(with_instead(*cells), subjects)
+        assert missing == ["row_lock, read committed, 2 ledgers"]
+    (difference,) = tables.differences(with_instead(short), [own])
+    assert "books_that_overlap: recorded no such scenario, found nothing" in difference
 
 
 def test_what_a_chapter_shows_names_every_recipe_and_marks_what_must_not_be() -> None:
-    text = prove_docs.render_proof(msgspec.json.decode(RECORDED.read_bytes()))
+    text = tables.render_proof(msgspec.json.decode(RECORDED.read_bytes()))
     for cell in recorded().cells:
         assert f"\n| {cell.recipe}" in text
-    assert "| ▸ **375 double-booked** (of 682) |" in text
+    (bug,) = (each for each in recorded().cells if each.recipe == "check_then_insert" and each.own)
+    double = sum(each.signs.get("double booking", 0) for each in bug.outcomes)
+    of = sum(each.interleavings for each in bug.outcomes)
+    assert f"| ▸ **{double:,} double-booked** (of {of:,}) |" in text
 
 
 # --- The orders that are not run. --------------------------------------------------------
@@ -120,7 +148,7 @@ def test_orders_that_are_only_counted_show_the_same_when_they_are_run(
 
     def shown(*, reduce: bool) -> list[tuple[int, int, dict[str, int]]]:
         url = new_database("row_lock")
-        cells = prove.prove(url, of(kind), [level], scenarios=scenarios, reduce=reduce)
+        cells = exhaustion.prove(url, of(kind), [level], scenarios=scenarios, reduce=reduce)
         return [
             (each.schedules, each.interleavings, each.signs)
             for each in asyncio.run(cells)[0].outcomes
@@ -281,6 +309,30 @@ class GivesUp(CheckThenInsert):
         raise Contended
 
 
+class WaitsForNobody(RowLock):
+    """Too busy, as soon as somebody else has the driver; and says nothing of it."""
+
+    @override
+    async def record(
+        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
+    ) -> Booking:
+        mine = select(drivers.c.id).where(drivers.c.id == request.driver_id)
+        await connection.execute(mine.with_for_update(key_share=True, nowait=True))
+        return await super().record(connection, request, moving)
+
+
+class SaysThatItGivesUp(WaitsForNobody):
+    """The same, and says so."""
+
+    may_give_up = True
+
+
+class SaysThatItDeadlocks(LocksCrosswise):
+    """Locks crosswise, and says so."""
+
+    may_deadlock = True
+
+
 class NeverLetsGo(CheckThenInsert):
     """A lock in the process that the first one keeps."""
 
@@ -295,36 +347,63 @@ class NeverLetsGo(CheckThenInsert):
 
 
 def of(kind: type[PostgresLedger]) -> Subject:
-    return Subject(kind.__name__, kind, kind.claim, kind.isolation)
+    return Subject.of(kind.__name__, kind)
 
 
 @pytest.mark.parametrize(
-    ("kind", "signs"),
+    ("kind", "signs", "excused"),
     [
-        (CheckThenInsert, {Sign.DOUBLE_BOOKING}),
-        (RefusesAll, {Sign.WRONG_REFUSAL}),
-        (Forgets, {Sign.LOST}),
-        (WritesAndRefuses, {Sign.DOUBLE_BOOKING, Sign.GHOST, Sign.WRONG_REFUSAL}),
-        (LocksCrosswise, {Sign.DEADLOCK, Sign.RETRY}),
-        (Breaks, {Sign.FAILED}),
-        (GivesUp, {Sign.GAVE_UP}),
-        (NeverLetsGo, {Sign.FAILED}),
-        (RowLock, set()),
+        (CheckThenInsert, {Sign.DOUBLE_BOOKING}, set()),
+        (RefusesAll, {Sign.WRONG_REFUSAL}, set()),
+        (Forgets, {Sign.LOST}, set()),
+        (WritesAndRefuses, {Sign.DOUBLE_BOOKING, Sign.GHOST, Sign.WRONG_REFUSAL}, set()),
+        (LocksCrosswise, {Sign.DEADLOCK, Sign.RETRY}, {Sign.RETRY}),
+        (SaysThatItDeadlocks, {Sign.DEADLOCK, Sign.RETRY}, {Sign.DEADLOCK, Sign.RETRY}),
+        (Breaks, {Sign.FAILED}, set()),
+        (GivesUp, {Sign.GAVE_UP, Sign.FAILED}, set()),
+        (WaitsForNobody, {Sign.GAVE_UP}, set()),
+        (SaysThatItGivesUp, {Sign.GAVE_UP}, {Sign.GAVE_UP}),
+        (NeverLetsGo, {Sign.FAILED}, set()),
+        (RowLock, set(), set()),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_broken_ledger_shows_what_is_broken(
-    kind: type[PostgresLedger], signs: set[Sign], new_database: NewDatabase
+    kind: type[PostgresLedger], signs: set[Sign], excused: set[Sign], new_database: NewDatabase
 ) -> None:
     cell = first_cell(kind, new_database("row_lock"))
     assert {*cell.signs} == {str(sign) for sign in signs}
+    assert {*cell.anomalies} == {str(sign) for sign in signs - excused}
     assert cell.interleavings == sum(each.interleavings for each in cell.outcomes) > 0
+    assert any(each.failing for each in cell.outcomes) is bool(signs - excused)
+    assert (tables.lines(cell)[0] == ("safe", False)) is not bool(signs - excused)
+
+
+def test_a_recipe_that_always_gives_up_is_not_safe_though_it_says_so(
+    new_database: NewDatabase,
+) -> None:
+    class Says(GivesUp):
+        claim = Claim.ACROSS_PROCESSES
+        may_give_up = True
+
+    cell = first_cell(Says, new_database("row_lock"))
+    # Where the two met, it may give up; but who was alone is owed an answer.
+    assert 0 < cell.anomalies["failed"] < cell.signs["gave up"]
+    assert not cell.keeps_its_claim
+
+
+def test_what_a_recipe_says_nothing_of_it_must_not_do_at_its_own_level_alone(
+    new_database: NewDatabase,
+) -> None:
+    cell = first_cell(WaitsForNobody, new_database("row_lock"))
+    assert not cell.keeps_its_claim
+    assert msgspec.structs.replace(cell, own=False).anomalies == Counter()
 
 
 def first_cell(kind: type[PostgresLedger], url: str) -> Cell:
     level: Isolation = "READ COMMITTED"
     return asyncio.run(
-        prove.prove(url, of(kind), [level], scenarios=[scenario("books_that_overlap")])
+        exhaustion.prove(url, of(kind), [level], scenarios=[scenario("books_that_overlap")])
     )[0]
 
 
@@ -346,13 +425,30 @@ def test_a_cancel_that_gives_nothing_back_is_a_wrong_refusal(new_database: NewDa
 
     url = new_database("row_lock")
     level: Isolation = "READ COMMITTED"
-    cells = prove.prove(
+    cells = exhaustion.prove(
         url, of(RemembersTheCancelled), [level], scenarios=[scenario("book_and_cancel")]
     )
     (outcome,) = asyncio.run(cells)[0].outcomes
     # Wrong is only who asks when the cancelling has been acknowledged: of all orders, one.
     assert outcome.signs == {"wrong refusal": 1}
     assert outcome.interleavings > 1
+
+
+def test_to_cancel_meets_no_conflict(new_database: NewDatabase) -> None:
+    class CannotCancel(RowLock):
+        @override
+        async def change_state_in(self, connection: AsyncConnection, *step: Any) -> Booking:
+            await super().change_state_in(connection, *step)
+            raise BookingConflict
+
+    cells = exhaustion.prove(
+        new_database("row_lock"),
+        of(CannotCancel),
+        ["READ COMMITTED"],
+        scenarios=[scenario("move_and_cancel")],
+    )
+    (outcome,) = asyncio.run(cells)[0].outcomes
+    assert outcome.signs == {"failed": outcome.interleavings}
 
 
 # --- A schedule again. -------------------------------------------------------------------
@@ -362,12 +458,12 @@ def test_a_cancel_that_gives_nothing_back_is_a_wrong_refusal(new_database: NewDa
 async def test_a_schedule_can_be_run_again_by_its_number_and_by_its_steps(
     new_database: NewDatabase,
 ) -> None:
-    async def all_of(bench: prove.Bench) -> list[Played]:
+    async def all_of(bench: exhaustion.Bench) -> list[Played]:
         async with aclosing(bench.schedules([scenario("books_that_overlap")])) as schedules:
             return [played async for played in schedules]
 
     level: Isolation = "READ COMMITTED"
-    async with prove.bench(
+    async with exhaustion.bench(
         new_database("row_lock"), of(LocksCrosswise), level, sessions=2, ledgers=2
     ) as bench:
         once, again = await all_of(bench), await all_of(bench)
@@ -377,7 +473,7 @@ async def test_a_schedule_can_be_run_again_by_its_number_and_by_its_steps(
         ring = next(each for each in once if Sign.DEADLOCK in each.signs)
         followed = await bench.follow(ring.scenario, ring.run.choices)
     assert (followed.run.choices, followed.signs) == (ring.run.choices, ring.signs)
-    text = "\n".join(prove_docs.told(followed))
+    text = "\n".join(tables.told(followed))
     assert "waits; after step" in text
     assert "ERROR 40P01 deadlock detected" in text
 
@@ -385,10 +481,10 @@ async def test_a_schedule_can_be_run_again_by_its_number_and_by_its_steps(
 # --- The command. ------------------------------------------------------------------------
 
 
-def taxi(server: EmbeddedPostgres, *options: str) -> subprocess.CompletedProcess[str]:
+def taxi(url: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [TAXI, "prove", *options],
-        env=os.environ | {"DATABASE_URL": server.url, "COLUMNS": "100"},
+        env=os.environ | {"DATABASE_URL": url, "COLUMNS": "100"},
         capture_output=True,
         text=True,
         check=False,
@@ -411,8 +507,8 @@ def databases(server: EmbeddedPostgres) -> list[str]:
 
 def test_the_command_prints_a_schedule_line_by_line(server: EmbeddedPostgres) -> None:
     only = ["--recipe", "check_then_insert", "--isolation", "read committed"]
-    by_steps = taxi(server, *only, "--schedule", "books_that_overlap:ABAB")
-    by_number = taxi(server, *only, "--schedule", "3")
+    by_steps = taxi(server.url, *only, "--schedule", "books_that_overlap:ABAB")
+    by_number = taxi(server.url, *only, "--schedule", "3")
     for said in (by_steps, by_number):
         assert (said.returncode, said.stderr) == (0, "")
         assert "nothing is booked; A: book [09:00, 10:00); B: book [09:30, 10:30)" in said.stdout
@@ -425,11 +521,11 @@ def test_the_command_prints_a_schedule_line_by_line(server: EmbeddedPostgres) ->
 def test_the_command_writes_the_matrix(server: EmbeddedPostgres, tmp_path: Path) -> None:
     file = tmp_path / "proof.json"
     said = taxi(
-        server, "--recipes", "row_lock", "--isolation", "Read Committed", "--json", f"{file}"
+        server.url, "--recipes", "row_lock", "--isolation", "Read Committed", "--json", f"{file}"
     )
     assert said.returncode == 0, said.stderr
     assert "▸ safe" in said.stdout
-    (cell,) = prove_docs.read(json.loads(file.read_text())).cells
+    (cell,) = tables.read(json.loads(file.read_text())).cells
     assert (cell.recipe, cell.own, cell.anomalies) == ("row_lock", True, Counter())
     assert databases(server) == []
 
@@ -438,11 +534,15 @@ def test_the_command_writes_the_matrix(server: EmbeddedPostgres, tmp_path: Path)
     ("options", "named"),
     [
         ("--recipes magic", "--recipes"),
+        ("--recipes ,", "--recipes"),
+        ("--isolation ,", "--isolation"),
         ("--isolation dirty", "--isolation"),
         ("--sessions 4", "sessions"),
         ("--schedule 3", "--schedule"),
         ("--one-process", "--one-process"),
         ("--json /nowhere/x.json", "--json"),
+        ("--json /proc/x.json", "--json"),
+        ("--json /dev/null", "--json"),
         ("--recipe row_lock --isolation serializable --schedule 0", "--schedule"),
         ("--recipe row_lock --isolation serializable --schedule moves_that_swap:AX", "--schedule"),
         ("--recipe row_lock --isolation serializable --schedule 1 --one-process", "--one-process"),
@@ -455,6 +555,82 @@ def test_the_command_names_the_option_that_is_wrong(options: str, named: str) ->
     error = wrong.value
     field = error.field if isinstance(error, InvalidInput) else error.param.name
     assert field == named
+
+
+ONE = ("--recipe", "row_lock", "--isolation", "read committed", "--schedule", "3")
+
+
+def test_the_server_may_be_named_in_every_way_that_the_service_takes(
+    server: EmbeddedPostgres,
+) -> None:
+    for url in (
+        server.url.replace("postgresql://", "postgresql+asyncpg://"),
+        f"{server.url}?sslmode=disable",
+    ):
+        said = taxi(url, *ONE)
+        assert (said.returncode, said.stderr) == (0, "")
+        assert databases(server) == []
+
+
+def test_a_word_about_tls_is_heeded(server: EmbeddedPostgres) -> None:
+    # The embedded server offers none. "Prefer", which is what asyncpg does unless told, would do.
+    with pytest.raises(ConnectionError, match="SSL"):
+        asyncio.run(asyncpg.connect(dsn(f"{server.url}?sslmode=require")))
+    named = dsn("postgres://me@host/taxi?sslmode=require", "other")
+    assert named == "postgresql://me@host/other?sslmode=require"
+    assert parse_url(named).query == {"ssl": "require"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"password": "secret"}, "password authentication failed"),
+        ({"database": "nowhere"}, "The database nowhere is not set up"),
+        ({"port": 1}, "does not answer"),
+    ],
+)
+def test_a_server_that_does_not_let_us_in_is_told_plainly(
+    wrong: dict[str, Any], told: str, server: EmbeddedPostgres
+) -> None:
+    url = parse_url(server.url).set(**wrong).render_as_string(hide_password=False)
+    said = taxi(url, "--recipe", "row_lock")
+    assert (said.returncode, said.stdout) == (3, "")
+    assert told in said.stderr
+    assert len(said.stderr.splitlines()) == 1
+    assert "secret" not in said.stderr
+
+
+def test_a_broken_claim_is_named_with_what_breaks_it(
+    server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own,) = (each for each in recorded().cells if each.recipe == "row_lock" and each.own)
+    tired = msgspec.structs.replace(own.outcomes[0], signs={"gave up": 3})
+    broken = msgspec.structs.replace(own, outcomes=[tired, *own.outcomes[1:]])
+    monkeypatch.setenv("DATABASE_URL", server.url)
+    for cell, status in ((own, 0), (broken, 1)):
+        monkeypatch.setattr(prove, "_cells", lambda *_, cell=cell: [cell])
+        said = CliRunner().invoke(taxi_command, ["prove"], standalone_mode=False)
+        assert said.return_value == status
+        told = "row_lock breaks its claim, safe across processes: 3 gave up."
+        assert (told in said.stdout) is (status == 1)
+
+
+def test_a_matrix_that_cannot_be_written_is_printed_all_the_same(
+    server: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path) -> None:
+        raise OSError(ENOSPC, "No space left on device")
+
+    cells = [each for each in recorded().cells if each.recipe == "row_lock"]
+    monkeypatch.setattr(prove, "_cells", lambda *_: cells)
+    monkeypatch.setattr(figures, "replacing", full)
+    monkeypatch.setenv("DATABASE_URL", server.url)
+    file = tmp_path / "proof.json"
+    said = CliRunner().invoke(taxi_command, ["prove", "--json", f"{file}"])
+    assert "row_lock" in said.stdout
+    assert isinstance(said.exception, InvalidInput)
+    assert said.exception.message == f"{file} cannot be written: No space left on device."
+    assert not list(tmp_path.iterdir())
 
 
 def test_ctrl_c_leaves_nothing_behind(server: EmbeddedPostgres) -> None:

@@ -21,11 +21,11 @@ import pytest
 from booking.errors import InvalidInput
 from booking.postgres.database import parse_url
 from booking.postgres.embedded import EmbeddedPostgres
-from loadtest import replay as replay_module
-from loadtest import trips as trips_module
-from loadtest.demand import Demand, exactly, write
-from loadtest.replay import NoService, Plan, Replay, Tally, percentiles_ms
-from loadtest.trips import Order, Trip, TripFile, in_order, most_at_once
+from loadtest.trips import files as trips_module
+from loadtest.trips import replay as replay_module
+from loadtest.trips.demand import Demand, exactly, write
+from loadtest.trips.files import Order, Trip, TripFile, in_order, most_at_once
+from loadtest.trips.replay import NoService, Plan, Replay, Tally
 from tests.conftest import open_directory
 
 TAXI = Path(sys.executable).with_name("taxi")
@@ -209,6 +209,14 @@ def test_verification_finds_what_is_there_and_misses_what_is_not(
     missed = asyncio.run(replay.verify())
     assert (missed.found, missed.missing_count, missed.unacknowledged) == (18, 2, 1)
     assert missed.missing == sorted([2**40, second])
+
+
+def test_a_booking_that_two_trips_were_told_of_is_missed_once(url: str) -> None:
+    # The same line, rider and time: the service takes the last for the first, sent again.
+    trips = [*made_trips(replay_module.RIDERS), *made_trips(1)]
+    replay = replayed(plan_for(url, "told twice"), trips)
+    found = asyncio.run(replay.verify())
+    assert (replay.tally.accepted, found.found, found.missing_count) == (9, 8, 1)
 
 
 def test_a_fleet_that_has_drivers_is_not_taken(url: str) -> None:
@@ -470,10 +478,3 @@ def test_the_command_is_interrupted_cleanly_and_says_what_was_done(
     assert report["unsent"] > 0
     assert report["accepted"] + report["refused"] + report["unsent"] == report["trips"] == 20_000
     assert len(bookings_of(url, "interrupted")) == min(report["accepted"], 1_000)
-
-
-def test_percentiles_are_the_nearest_ranks() -> None:
-    hundred = [each / 1_000 for each in range(1, 101)]
-    assert percentiles_ms(reversed(hundred)) == {"p50": 50, "p90": 90, "p99": 99, "max": 100}
-    assert percentiles_ms([0.25]) == dict.fromkeys(("p50", "p90", "p99", "max"), 250)
-    assert percentiles_ms([]) is None

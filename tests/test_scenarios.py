@@ -24,12 +24,13 @@ from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
 from loadtest import scenarios
+from loadtest.comparison.stall import Plan, StallingService, main, met, observe
 from loadtest.history import Request
 from loadtest.scenarios import _knobs
 from loadtest.scenarios._arrivals import due_s
-from loadtest.stall import Plan, StallingService, met, observe
 from tests.conftest import RunningService
 
 FOLDER = Path(scenarios.__path__[0])
@@ -182,30 +183,36 @@ def runs(service: RunningService) -> Iterator[dict[str, Future[Done]]]:
         yield started
 
 
-def bookings_of(address: str, fleet: str) -> dict[int, tuple[str, int, str, str]]:
-    """State, driver, start and end of every booking of the fleet, by id."""
-    found: dict[int, tuple[str, int, str, str]] = {}
+Known = dict[int, tuple[str, int, int, str, str]]
+"""State, driver, rider, start and end of bookings, by id."""
+
+
+def bookings_of(address: str, fleet: str) -> Known:
+    """Every booking of the fleet."""
+    found: Known = {}
     query = {"fleet": fleet, "limit": "1000"}
     with httpx.Client(base_url=address, trust_env=False) as client:
         while True:
             page = client.get("/bookings", params=query).raise_for_status().json()
             for each in page["items"]:
                 found[each["id"]] = (
-                    each["state"], each["driver_id"], each["start"], each["predicted_end"],
-                )  # fmt: skip
+                    *(each["state"], each["driver_id"], each["rider_id"]),
+                    *(each["start"], each["predicted_end"]),
+                )
             if page["next_cursor"] is None:
                 return found
             query["cursor"] = page["next_cursor"]
 
 
-def acknowledged(rows: list[dict[str, Any]]) -> dict[int, tuple[str, int, str, str]]:
+def acknowledged(rows: list[dict[str, Any]]) -> Known:
     """What the history says that `bookings_of` must find."""
-    expected: dict[int, tuple[str, int, str, str]] = {}
+    expected: Known = {}
     for row in sorted((row for row in rows if row["answered_s"]), key=lambda r: r["answered_s"]):
         if row["status"] in {200, 201} and row["action"] != "look":
             state = "cancelled" if row["action"] == "cancel" else "confirmed"
-            where = (state, row["booked_driver_id"], row["start"], row["end"])
-            expected[row["booking_id"]] = where
+            rider_id = row["rider_id"] or expected[row["booking_id"]][2]
+            where = (row["booked_driver_id"], rider_id, row["start"], row["end"])
+            expected[row["booking_id"]] = (state, *where)
     return expected
 
 
@@ -229,7 +236,7 @@ def test_the_history_of_a_scenario_is_what_the_service_knows(
     found = bookings_of(service.address, done.setup["fleet"])
     assert found == acknowledged(rows)
     drivers = set(done.setup["driver_ids"])
-    assert {driver for _, driver, _, _ in found.values()} <= drivers
+    assert {driver for _, driver, *_ in found.values()} <= drivers
     asked = {row["driver_id"] for row in rows} - {None}
     assert asked <= drivers
 
@@ -346,6 +353,8 @@ def test_a_service_that_does_not_answer_is_said_in_one_line(tmp_path: Path) -> N
         ("--connections 0", "--connections must be from 1"),
         ("--horizon-days 367", "--horizon-days must be from 1 to 366, not 367"),
         ("--first-day 7.1.2030", "--first-day must be a day as YYYY-MM-DD, not '7.1.2030'"),
+        ("--first-day 0001-01-01", "--first-day must lie in the years 1970 to 9990"),
+        ("--first-day 9999-12-31", "--first-day must lie in the years 1970 to 9990"),
     ],
 )
 def test_a_knob_names_the_rule_that_it_breaks(
@@ -382,6 +391,13 @@ def test_a_stall_is_seen_by_open_arrivals_and_hidden_by_closed_ones() -> None:
         each.booking_id for each in due if each.answered_s is not None
     }
     assert all(each.answered_s is None or each.answered_s >= ended_s for each in due)
+
+
+def test_a_stall_that_the_run_is_too_short_for_is_refused_by_its_options() -> None:
+    refused = CliRunner().invoke(main, ["--seconds", "2", "--stall-s", "10"])
+    assert refused.exit_code == 2
+    assert "--stall-s" in refused.output
+    assert "--seconds" in refused.output
 
 
 def test_the_chapter_names_every_knob() -> None:

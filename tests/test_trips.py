@@ -10,8 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from booking.errors import InvalidInput
-from loadtest import trips as trips_module
-from loadtest.trips import MalformedRow, Order, Trip, TripFile, WrongFile, in_order, most_at_once
+from loadtest.trips import files as trips_module
+from loadtest.trips.files import (
+    MalformedRow,
+    Order,
+    Trip,
+    TripFile,
+    WrongFile,
+    in_order,
+    most_at_once,
+)
 
 NEW_YORK = ZoneInfo("America/New_York")
 HEADER = "tpep_pickup_datetime,tpep_dropoff_datetime,PULocationID,DOLocationID"

@@ -1,7 +1,9 @@
 """`taxi bench`: how fast the strategies are, and how well they choose, without a server."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, Protocol
 
 import rich_click as click
@@ -10,10 +12,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from api.cli import names
 from api.cli.bench_postgres import AllocatorsBench, LedgerBench
 from booking.errors import InvalidInput
 from booking.policies import POLICIES
-from loadtest import bench, bench_allocation, bench_detection, bench_docs, bench_policies, figures
+from loadtest import figures
+from loadtest.bench import allocation, detection, method, policies, tables
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
@@ -25,7 +29,11 @@ class Bench(Protocol):
         """Everybody who takes part."""
         ...
 
-    def measure(self, extent: str, only: list[str], tell: bench.Tell) -> Any:
+    def check(self, extent: str, only: list[str]) -> None:
+        """Raise what would keep it from being measured, as far as that can be foreseen."""
+        ...
+
+    def measure(self, extent: str, only: list[str], tell: method.Tell) -> Any:
         """Measure everybody, or `only` some, to an extent: quick, ordinary or full."""
         ...
 
@@ -38,7 +46,7 @@ class TimedBench:
     """A benchmark with a clock."""
 
     def __init__(
-        self, contest: bench.Contest[Any, Any], plans: dict[str, Callable[[], bench.Plan]]
+        self, contest: method.Contest[Any, Any], plans: dict[str, Callable[[], method.Plan]]
     ) -> None:
         self.contest, self.plans = contest, plans
 
@@ -47,7 +55,10 @@ class TimedBench:
         contestants, _ = self.contest.contestants()
         return list(contestants)
 
-    def measure(self, extent: str, only: list[str], tell: bench.Tell) -> bench.Result:
+    def check(self, extent: str, only: list[str]) -> None:
+        """Nothing stands in the way."""
+
+    def measure(self, extent: str, only: list[str], tell: method.Tell) -> method.Result:
         """Measure everybody, or `only` some, to an extent: quick, ordinary or full."""
         everybody, _ = self.contest.contestants()
         # Whatever is chosen, ratios are taken to the baseline, so it takes part.
@@ -56,18 +67,18 @@ class TimedBench:
             for name, each in everybody.items()
             if not only or name in (*only, self.contest.baseline)
         }
-        return bench.measure(self.contest, self.plans[extent](), tell, chosen)
+        return method.measure(self.contest, self.plans[extent](), tell, chosen)
 
-    def show(self, result: bench.Result, console: Console) -> None:
+    def show(self, result: method.Result, console: Console) -> None:
         """Print tables."""
         for measure, said in result.measures.items():
-            rows = {name: bench_docs.row(result, name, measure) for name in result.names()}
-            _print(console, f"{said}, µs", bench_docs.headings(result), rows)
-        memory = {name: bench_docs.memory_row(result, name) for name in result.names()}
+            rows = {name: tables.row(result, name, measure) for name in result.names()}
+            _print(console, f"{said}, µs", tables.headings(result), rows)
+        memory = {name: tables.memory_row(result, name) for name in result.names()}
         if any(memory.values()):
-            _print(console, "memory, bytes a booking", list(bench_docs.MEMORY_HEADINGS), memory)
+            _print(console, "memory, bytes a booking", list(tables.MEMORY_HEADINGS), memory)
         for each in result.left_out:
-            console.print(Text(f"left out: {bench_docs.left_out(each)}", style="dim"))
+            console.print(Text(f"left out: {tables.left_out(each)}", style="dim"))
         for package in result.missing:
             console.print(Text(f"left out: {package}, which is not installed", style="dim"))
 
@@ -79,34 +90,37 @@ class PolicyBench:
         """Everybody who takes part."""
         return list(POLICIES)
 
-    def measure(self, extent: str, only: list[str], tell: bench.Tell) -> bench_policies.Result:
-        """As `TimedBench.measure`."""
-        plan = bench_policies.Plan.quick() if extent == "quick" else bench_policies.Plan()
-        chosen = {name: each for name, each in POLICIES.items() if not only or name in only}
-        return bench_policies.measure(plan, tell, chosen)
+    def check(self, extent: str, only: list[str]) -> None:
+        """Nothing stands in the way."""
 
-    def show(self, result: bench_policies.Result, console: Console) -> None:
+    def measure(self, extent: str, only: list[str], tell: method.Tell) -> policies.Result:
+        """As `TimedBench.measure`."""
+        plan = policies.Plan.quick() if extent == "quick" else policies.Plan()
+        chosen = {name: each for name, each in POLICIES.items() if not only or name in only}
+        return policies.measure(plan, tell, chosen)
+
+    def show(self, result: policies.Result, console: Console) -> None:
         """Print tables."""
-        for world, said in bench_policies.WORLDS.items():
-            rows = {each.policy: bench_docs.policy_cells(each) for each in result.of(world)}
-            _print(console, f"accepted, {said}", list(bench_docs.POLICY_HEADINGS), rows)
+        for world, said in policies.WORLDS.items():
+            rows = {each.policy: tables.policy_cells(each) for each in result.of(world)}
+            _print(console, f"accepted, {said}", list(tables.POLICY_HEADINGS), rows)
 
 
 BENCHES: dict[str, Bench] = {
     "detection": TimedBench(
-        bench_detection.Detection(),
+        detection.Detection(),
         {
-            "quick": bench_detection.quick,
-            "ordinary": bench_detection.full,
-            "full": bench_detection.full,
+            "quick": detection.quick,
+            "ordinary": detection.full,
+            "full": detection.full,
         },
     ),
     "allocation": TimedBench(
-        bench_allocation.Allocation(),
+        allocation.Allocation(),
         {
-            "quick": bench_allocation.quick,
-            "ordinary": bench_allocation.ordinary,
-            "full": bench_allocation.full,
+            "quick": allocation.quick,
+            "ordinary": allocation.ordinary,
+            "full": allocation.full,
         },
     ),
     "policies": PolicyBench(),
@@ -143,36 +157,60 @@ def command(
     """
     if quick and full:
         raise click.UsageError("--quick and --full exclude each other.")
-    if record and strategies:
+    if record and strategies is not None:
         raise click.UsageError("--record needs all strategies: leave out --strategies.")
-    benches = {name: BENCHES[name] for name in what or WITHOUT_A_SERVER}
-    only = _known(strategies, benches)
+    if record and quick:
+        raise click.UsageError("--quick is not to quote, so there is nothing to --record.")
+    named = {name: BENCHES[name] for name in what or WITHOUT_A_SERVER}
+    only = names.chosen(
+        "--strategies", strategies, [n for each in named.values() for n in each.names()]
+    )
+    benches = {
+        name: each for name, each in named.items() if not only or set(only) & set(each.names())
+    }
     extent = "quick" if quick else "full" if full else "ordinary"
+    targets = {"--out": out, "--record": figures.ROOT / figures.RESULTS if record else None}
+    directories = {option: each for option, each in targets.items() if each is not None}
+    _check(benches, extent, only, directories)
     console = Console(highlight=False)
     results: dict[str, Any] = {}
     for name, each in benches.items():
-        if not only or set(only) & set(each.names()):
-            results[name] = _measure(name, each, extent, only)
-            each.show(results[name], console)
+        results[name] = _measure(name, each, extent, only)
+        each.show(results[name], console)
     _print_bars(results, console)
-    if out:
-        _write(results, out, "--out")
+    if quick:
+        console.print("quick: not to quote", style="dim")
+    for option, directory in directories.items():
+        with _writing_to(directory, option):
+            figures.record_all(results, directory)
     if record:
-        _write(results, figures.ROOT / figures.RESULTS, "--record")
         figures.write()
 
 
-def _known(strategies: str | None, benches: dict[str, Bench]) -> list[str]:
-    """The names in `--strategies`; `InvalidInput` if nobody is called so."""
-    only = [name.strip() for name in (strategies or "").split(",") if name.strip()]
-    known = dict.fromkeys(name for each in benches.values() for name in each.names())
-    for name in only:
-        if name not in known:
-            raise InvalidInput(
-                f"There is nothing called {name!r} to measure; there are {', '.join(known)}.",
-                field="--strategies",
-            )
-    return only
+def _check(
+    benches: dict[str, Bench], extent: str, only: list[str], directories: dict[str, Path]
+) -> None:
+    """Raise before an hour of measuring whatever would spoil it at the end."""
+    for name, each in benches.items():
+        each.check(extent, only)
+        if directories and name in figures.PLOTS:
+            tables.need_plots()
+    for option, directory in directories.items():
+        with _writing_to(directory, option):
+            place = directory.absolute()
+            there = next(each for each in (place, *place.parents) if each.exists())
+            NamedTemporaryFile(dir=there).close()
+
+
+@contextmanager
+def _writing_to(directory: Path, option: str) -> Iterator[None]:
+    """What cannot be written there is wrong input. Raises `InvalidInput`."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidInput(
+            f"{directory} cannot be written to: {error.strerror or error}.", field=option
+        ) from None
 
 
 def _measure(name: str, each: Bench, extent: str, only: list[str]) -> Any:
@@ -189,16 +227,6 @@ def _measure(name: str, each: Bench, extent: str, only: list[str]) -> Any:
         return each.measure(extent, only, tell)
 
 
-def _write(results: dict[str, Any], directory: Path, option: str) -> None:
-    try:
-        for name, result in results.items():
-            figures.record(name, result, directory)
-    except OSError as error:
-        raise InvalidInput(
-            f"{directory} cannot be written to: {error.strerror or error}.", field=option
-        ) from None
-
-
 def _print(console: Console, title: str, headings: list[str], rows: dict[str, list[str]]) -> None:
     table = Table(title=title, title_justify="left", box=None)
     table.add_column("")
@@ -213,7 +241,7 @@ def _print(console: Console, title: str, headings: list[str], rows: dict[str, li
 def _print_bars(results: dict[str, Any], console: Console) -> None:
     reached = [bar for result in results.values() for bar in getattr(result, "bars", ())]
     if reached:
-        table = Table(*bench_docs.BAR_HEADINGS, title="figures to reach", title_justify="left")
+        table = Table(*tables.BAR_HEADINGS, title="figures to reach", title_justify="left")
         for bar in reached:
-            table.add_row(*bench_docs.bar_cells(bar))
+            table.add_row(*tables.bar_cells(bar))
         console.print(table)

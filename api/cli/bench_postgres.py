@@ -1,16 +1,11 @@
 """`taxi bench allocators` and `ledger`: without HTTP, on a PostgreSQL of their own."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 
 from booking.errors import InvalidInput
-from booking.postgres.embedded import EmbeddedPostgres
-from loadtest import bench, bench_allocators, bench_ledger
+from loadtest.bench import allocators, ledger, method
+from loadtest.bench.own_server import PLACE, own_server
 
 
 class AllocatorsBench:
@@ -18,24 +13,27 @@ class AllocatorsBench:
 
     def names(self) -> list[str]:
         """Everybody who takes part."""
-        return bench_allocators.contestants()
+        return allocators.contestants()
 
-    def measure(self, extent: str, only: list[str], tell: bench.Tell) -> bench_allocators.Result:
+    def check(self, extent: str, only: list[str]) -> None:
+        """Nothing stands in the way."""
+
+    def measure(self, extent: str, only: list[str], tell: method.Tell) -> allocators.Result:
         """Measure everybody, or `only` some; quick, or as it is recorded."""
-        plan = bench_allocators.quick() if extent == "quick" else bench_allocators.Plan()
+        plan = allocators.quick() if extent == "quick" else allocators.Plan()
         chosen = [name for name in self.names() if not only or name in only]
-        with _server() as url:
-            return bench_allocators.measure(url, plan, tell, chosen)
+        with own_server() as url:
+            return allocators.measure(url, plan, tell, chosen)
 
-    def show(self, result: bench_allocators.Result, console: Console) -> None:
+    def show(self, result: allocators.Result, console: Console) -> None:
         """Print a table."""
         less, more = (f"{busy:.0%} busy" for busy in result.plan.busy)
         table = Table(title="any driver, bookings/s", title_justify="left", box=None)
         table.add_column("")
-        for heading in bench_allocators.HEADINGS:
+        for heading in allocators.HEADINGS:
             table.add_column({"less busy": less, "busier": more}.get(heading, heading))
         for pair in result.pairs():
-            table.add_row(pair[0].allocator, *bench_allocators.cells_of(*pair))
+            table.add_row(pair[0].allocator, *allocators.cells_of(*pair))
         console.print(table)
 
 
@@ -44,28 +42,30 @@ class LedgerBench:
 
     def names(self) -> list[str]:
         """Everybody who takes part."""
-        return [each.name for each in bench_ledger.contenders()]
+        return [each.name for each in ledger.contenders()]
 
-    def measure(self, extent: str, only: list[str], tell: bench.Tell) -> bench_ledger.Result:
-        """Measure everybody; quick, or as it is recorded."""
+    def check(self, extent: str, only: list[str]) -> None:
+        """Raise `InvalidInput` for a part of it, and `NoRoom` if its tables do not fit."""
         if only:
             raise InvalidInput("The ledger is measured whole, or not at all.", field="--strategies")
-        plan = bench_ledger.quick() if extent == "quick" else bench_ledger.full()
-        with _server() as url:
-            return bench_ledger.measure(url, plan, tell)
+        ledger.check_room(self._plan(extent), PLACE)
 
-    def show(self, result: bench_ledger.Result, console: Console) -> None:
+    def measure(
+        self,
+        extent: str,
+        only: list[str],  # noqa: ARG002  # there is none, as `check` saw
+        tell: method.Tell,
+    ) -> ledger.Result:
+        """Measure everybody; quick, or as it is recorded."""
+        with own_server() as url:
+            return ledger.measure(url, self._plan(extent), tell)
+
+    def show(self, result: ledger.Result, console: Console) -> None:
         """Print a table."""
-        table = Table(*bench_ledger.HEADINGS, title="the ledger alone", title_justify="left")
+        table = Table(*ledger.HEADINGS, title="the ledger alone", title_justify="left")
         for cell in result.cells:
-            table.add_row(*bench_ledger.row(cell))
+            table.add_row(*ledger.row(cell))
         console.print(table)
 
-
-@contextmanager
-def _server() -> Iterator[str]:
-    # Not where temporary files usually lie: that may be memory, where a COMMIT waits for no disk.
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:  # ours alone
-        Path(directory).chmod(0o755)  # the server may run as another user
-        with EmbeddedPostgres(Path(directory)) as server:
-            yield server.url
+    def _plan(self, extent: str) -> ledger.Plan:
+        return ledger.quick() if extent == "quick" else ledger.full()

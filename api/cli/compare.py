@@ -1,7 +1,7 @@
 """`taxi compare`: every strategy under load, by speed and by correctness at once."""
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from api.cli.home import home, server_url
-from booking.errors import TaxiError
-from loadtest.compare import (
+from booking.errors import InvalidInput, TaxiError
+from loadtest.comparison.files import Files, Started
+from loadtest.comparison.report import brief_figures, in_order
+from loadtest.comparison.results import Cell, Comparison, Key, Plan, compare, keys_of
+from loadtest.comparison.run import (
     Comparer,
     about,
     allocator_names,
@@ -25,11 +28,9 @@ from loadtest.compare import (
     scenario_names,
     seconds_of,
 )
-from loadtest.compare_files import Files, Started
-from loadtest.compare_report import brief_figures, in_order
-from loadtest.compare_results import Cell, Comparison, Key, Plan, compare, keys_of
 
 _INTERRUPTED = 130
+_KEPT_CONNECTIONS = 5  # for superusers, and for our own looks at the server
 _ESTIMATE_S = 900.0  # how far back the time that is left is judged from: some dozens of cells
 _NOT_FOR_RESUME = ("strategies", "scenarios", "quick", "full", "repeats", "duration_s", "clients")
 
@@ -119,8 +120,10 @@ def command(
     plan = plan_of(full=full, quick=quick, names=strategies, scenarios=scenarios)
     given = {"repeats": repeats, "duration_s": duration_s, "clients": clients}
     chosen = {name: value for name, value in given.items() if value is not None}
-    comparison, interrupted = _run(files, msgspec.structs.replace(plan, **chosen), resume=resume)
-    files.write(comparison)
+    with files.ours(new=not resume):
+        plan = msgspec.structs.replace(plan, **chosen)
+        comparison, interrupted = _run(files, plan, resume=resume)
+        files.write(comparison)
     _print(comparison, files)
     if interrupted:
         return _INTERRUPTED
@@ -142,9 +145,13 @@ def _run(files: Files, plan: Plan, *, resume: bool) -> tuple[Comparison, bool]:
     started, cells = files.resume() if resume else (None, [])
     interrupted = False
     with server_url() as url:
+        now = about(url)
         if started is None:
-            started = Started(plan, tuple(contenders_of(plan.strategies)), **about(url))
+            _check_clients(plan.clients, now["postgres"])
+            started = Started(plan, tuple(contenders_of(plan.strategies)), **now)
             files.begin(started)
+        else:
+            started.check(now)
         comparer = Comparer(started.plan, started.contenders, url, files.evidence)
         keys = keys_of(started.plan, started.contenders)
         try:
@@ -153,6 +160,17 @@ def _run(files: Files, plan: Plan, *, resume: bool) -> tuple[Comparison, bool]:
         except KeyboardInterrupt:
             interrupted = True
     return compare(started.about, started.plan, started.contenders, cells), interrupted
+
+
+def _check_clients(clients: int, settings: Mapping[str, str]) -> None:
+    """`pgbench` takes a connection for each client, of those that the server has for users."""
+    most = int(settings["max_connections"]) - _KEPT_CONNECTIONS
+    if clients > most:
+        raise InvalidInput(
+            f"The server takes {most} at most, as its max_connections is"
+            f" {settings['max_connections']}.",
+            field="--clients",
+        )
 
 
 def _measure(
@@ -220,7 +238,7 @@ def _print(comparison: Comparison, files: Files) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("strategy", no_wrap=True)
     table.add_column("the audit")
-    for heading in ("answers/s", "of no-op", "p99 ms"):
+    for heading in ("answers/s", "of no-op", "p99 ms, closed"):
         table.add_column(heading, justify="right", no_wrap=True)
     for contender in in_order(comparison):
         told = escape(comparison.verdict(contender.name).told)

@@ -9,7 +9,7 @@ import rich_click as click
 
 from booking.drivers import check_zone
 from booking.errors import InvalidInput
-from loadtest.demand import Demand, at_rate, exactly, write, write_csv
+from loadtest.trips.demand import Demand, at_rate, exactly, write, write_csv
 
 
 @click.command("demand")

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import asyncpg
 import msgspec
@@ -14,14 +15,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
+from api.cli import names
 from api.cli.home import server_url
 from booking.errors import InvalidInput, TaxiError
-from booking.postgres.database import Isolation, parse_url
+from booking.postgres.database import Isolation, dsn, parse_url
 from booking.postgres.schema import plainly_told, prepare, url_for
 from booking.strategies import Act, strategies
-from loadtest import prove, prove_docs
-from loadtest.prove import LEVELS, Bench, Cell, Played, Subject
-from loadtest.prove_scenarios import SCENARIOS, Scenario
+from loadtest import figures
+from loadtest.bench import databases
+from loadtest.proof import exhaustion, tables
+from loadtest.proof.exhaustion import LEVELS, Bench, Cell, Played, Subject
+from loadtest.proof.scenarios import SCENARIOS, Scenario
 
 _HEADINGS = {level: level.lower() for level in LEVELS}
 
@@ -31,7 +35,7 @@ class Interrupted(TaxiError):
 
 
 @click.command("prove")
-@click.option("--recipes", "--recipe", "names", help="Only these, with commas between them.")
+@click.option("--recipes", "--recipe", "recipe_names", help="Only these, with commas between them.")
 @click.option(
     "--isolation",
     "level_names",
@@ -62,7 +66,7 @@ class Interrupted(TaxiError):
     help="With --schedule: the sessions share the memory of a process.",
 )
 def command(
-    names: str | None,
+    recipe_names: str | None,
     level_names: str | None,
     sessions: str,
     json_file: Path | None,
@@ -73,7 +77,8 @@ def command(
 
     Exits with 1 if a recipe breaks its claim at the level it asks for.
     """
-    subjects = _subjects(names)
+    known = [each.name for each in strategies(Act.PREVENTION)]
+    subjects = exhaustion.recipes(names.chosen("--recipes", recipe_names, known))
     levels = _levels(level_names)
     if schedule is None:
         if one_process:
@@ -89,50 +94,53 @@ def command(
     return _one(subjects[0], levels[0], int(sessions), schedule, one_process=one_process)
 
 
-def _split(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
-
-
-def _subjects(text: str | None) -> list[Subject]:
-    known = [each.name for each in strategies(Act.PREVENTION)]
-    for name in (wanted := _split(text)):
-        if name not in known:
-            raise InvalidInput(
-                f"There is no recipe {name!r}; there are {', '.join(known)}.", field="--recipes"
-            )
-    return prove.recipes(dict.fromkeys(wanted))
-
-
 def _levels(text: str | None) -> list[Isolation]:
-    known = {level.lower(): level for level in LEVELS}
-    for name in _split(text):
-        if name.lower() not in known:
-            raise InvalidInput(
-                f"There is no level {name!r}; there are {', '.join(known)}.", field="--isolation"
-            )
-    wanted = dict.fromkeys(known[name.lower()] for name in _split(text))
-    return list(wanted or LEVELS)
+    wanted = names.chosen("--isolation", text, _HEADINGS.values())
+    return [level for level in LEVELS if not wanted or _HEADINGS[level] in wanted]
 
 
 def _matrix(
     subjects: Sequence[Subject], levels: list[Isolation], sessions: int, json_file: Path | None
 ) -> int:
-    if json_file is not None and not json_file.parent.is_dir():
-        raise InvalidInput(f"There is no folder {json_file.parent}.", field="--json")
-    console = Console(highlight=False)
-    with server_url() as url:
-        cells = _cells(url, subjects, levels, sessions)
-        with plainly_told(url):
-            server = asyncio.run(prove.server_version(url))
-    result = prove.proof(server, sessions, cells)
     if json_file is not None:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    console.print(_table(result.cells, levels))
+        with _writing(json_file):  # or all is run, and then there is no place for it
+            NamedTemporaryFile(dir=json_file.parent).close()
+    with server_url() as url:
+        with plainly_told(url):
+            server = asyncio.run(exhaustion.server_version(url))
+        cells = _cells(url, subjects, levels, sessions)
+    _print(cells, levels)
+    if json_file is not None:
+        result = msgspec.json.encode(exhaustion.proof(server, sessions, cells))
+        with _writing(json_file), figures.replacing(json_file) as new:
+            new.write_bytes(msgspec.json.format(result, indent=1) + b"\n")
+    return 0 if all(cell.keeps_its_claim for cell in cells) else 1
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Raise `InvalidInput` for a file that cannot be written."""
+    if file.exists() and not file.is_file():
+        raise InvalidInput(f"{file} is no ordinary file.", field="--json")
+    try:
+        yield
+    except OSError as error:
+        raise InvalidInput(
+            f"{file} cannot be written: {error.strerror or error}.", field="--json"
+        ) from None
+
+
+def _print(cells: Sequence[Cell], levels: list[Isolation]) -> None:
+    console = Console(highlight=False)
+    console.print(_table(cells, levels))
     console.print(f"{sum(c.interleavings for c in cells):,} interleavings; ▸ is the recipe's own.")
-    broken = [cell for cell in cells if not cell.keeps_its_claim]
-    for cell in broken:
-        console.print(f"[bold red]{cell.recipe} breaks its claim:[/] {cell.claim}.")
-    return 1 if broken else 0
+    for cell in cells:
+        if not cell.keeps_its_claim:
+            shown = ", ".join(said for said, bad in tables.lines(cell) if bad)
+            console.print(
+                f"[bold red]{cell.recipe} breaks its claim,[/] {cell.claim}: {shown}.",
+                soft_wrap=True,
+            )
 
 
 def _cells(
@@ -156,7 +164,7 @@ def _cells(
         for subject in subjects:
             with _own_database(url, subject) as own_url:
                 cells += asyncio.run(
-                    prove.prove(own_url, subject, levels, sessions=sessions, tell=tell)
+                    exhaustion.prove(own_url, subject, levels, sessions=sessions, tell=tell)
                 )
     return cells
 
@@ -167,24 +175,14 @@ def _own_database(url: str, subject: Subject) -> Iterator[str]:
 
     Raises `Interrupted` for what goes wrong between us and the server.
     """
-    base = parse_url(url).set(drivername="postgresql")
-    base = base.set(database=f"{base.database}_prove_{os.getpid()}")
-    named = base.render_as_string(hide_password=False)
+    named = dsn(url, f"{parse_url(url).database}_prove_{os.getpid()}")
     try:
         yield prepare(named, subject.name)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         raise Interrupted(f"PostgreSQL ended the proof of {subject.name}: {error}") from error
     finally:
         with plainly_told(url):
-            asyncio.run(_drop(url, parse_url(url_for(named, subject.name)).database or ""))
-
-
-async def _drop(url: str, name: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-    finally:
-        await connection.close()
+            asyncio.run(databases.drop(url, [url_for(named, subject.name)]))
 
 
 def _table(cells: Sequence[Cell], levels: list[Isolation]) -> Table:
@@ -194,7 +192,7 @@ def _table(cells: Sequence[Cell], levels: list[Isolation]) -> Table:
         box=None,
         header_style="bold",
     )
-    for name, found in prove_docs.rows(cells):
+    for name, found in tables.rows(cells):
         table.add_row(name, *(_shown(found.get(level)) for level in levels))
     return table
 
@@ -203,7 +201,7 @@ def _shown(cell: Cell | None) -> Text:
     if cell is None:
         return Text()
     text = Text("▸ " if cell.own else "  ")
-    for number, (said, bad) in enumerate(prove_docs.lines(cell)):
+    for number, (said, bad) in enumerate(tables.lines(cell)):
         style = "red" if bad else "green" if said == "safe" else "dim"
         text.append(("\n  " if number else "") + said, style=style)
     return text
@@ -222,7 +220,7 @@ def _one(
     console = Console(highlight=False, soft_wrap=True, markup=False)
     number = f", schedule {played.number}" if played.number else ""
     console.print(f"{subject.name}, {level.lower()}{number}: {played.name}")
-    for line in prove_docs.told(played):
+    for line in tables.told(played):
         console.print(line)
     return 0
 
@@ -252,7 +250,7 @@ async def _play(
     scenario: Scenario | None,
     choices: str,
 ) -> Played:
-    async with prove.bench(url, subject, level, sessions=sessions, ledgers=ledgers) as bench:
+    async with exhaustion.bench(url, subject, level, sessions=sessions, ledgers=ledgers) as bench:
         if scenario is not None:
             return await bench.follow(scenario, choices)
         return await _by_number(bench, SCENARIOS[sessions], int(choices))

@@ -27,8 +27,9 @@ from rich.table import Table
 from rich.text import Text
 
 from booking.drivers import check_zone
-from loadtest.replay import Plan, Replay, Tally, Verification, percentiles_ms
-from loadtest.trips import Order, Trip, TripFile, in_order
+from loadtest.history import percentiles_ms
+from loadtest.trips.files import Order, Trip, TripFile, in_order
+from loadtest.trips.replay import Plan, Replay, Tally, Verification
 
 _WIDTH = 80
 _NAMED_IN_TEXT = 5
@@ -226,8 +227,8 @@ def _report(
         "wall_s": round(tally.wall_s, 3),
         "bookings_per_s": _rate(tally.accepted, tally.wall_s),
         "answers_per_s": _rate(answered, tally.wall_s),
-        "latency_ms": percentiles_ms(tally.latencies_s),
-        "settled_ms": percentiles_ms(tally.settled_s),
+        "latency_ms": percentiles_ms(tally.latencies_s) or None,
+        "settled_ms": percentiles_ms(tally.settled_s) or None,
         "interrupted": tally.interrupted,
         "service_gone": tally.gone,
         "verified": None if verification is None else asdict(verification),

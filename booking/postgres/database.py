@@ -84,6 +84,21 @@ def parse_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+asyncpg", query=query)
 
 
+def dsn(url: str, database: str = "") -> str:
+    """The address as libpq and asyncpg itself take it; of another `database` there, if named.
+
+    Raises as `parse_url` does.
+    """
+    parsed = parse_url(url)
+    theirs = {ours: word for word, ours in _OURS.items()}
+    own = parsed.set(
+        drivername="postgresql",
+        database=database or parsed.database,
+        query={theirs.get(name, name): value for name, value in parsed.query.items()},
+    )
+    return own.render_as_string(hide_password=False)
+
+
 class Database:
     """One PostgreSQL database, with a bounded and *fair* queue before its connections.
 

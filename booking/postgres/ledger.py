@@ -8,7 +8,7 @@ stand here.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import ClassVar, Protocol
 
@@ -22,8 +22,16 @@ from booking.bookings import (
     check_movable,
     check_transition,
 )
+from booking.calendars import Held
 from booking.drivers import Driver, Rider, check_zone
-from booking.errors import DriverStillBooked, InvalidInput, UnknownBooking, UnknownDriver
+from booking.errors import (
+    BookingConflict,
+    Contended,
+    DriverStillBooked,
+    InvalidInput,
+    UnknownBooking,
+    UnknownDriver,
+)
 from booking.ledgers import Claim, Ledger
 from booking.postgres import reads
 from booking.postgres.database import Database, Isolation
@@ -45,6 +53,7 @@ Record = Callable[[AsyncConnection, BookingRequest], Awaitable[Booking]]
 """Records a booking for the driver that the request names, or raises `BookingConflict`."""
 
 _CLOCK_SKEW = timedelta(minutes=1)
+_TRIES_MAX = 3
 
 
 class Allocator(Protocol):
@@ -96,6 +105,12 @@ class PostgresLedger(Ledger, ABC):
 
     So it is where the loser of a race is sent back to the start, and not made to wait.
     """
+    holds_the_refused: ClassVar[bool] = False
+    """Whether a driver stays locked for a request that was refused, until its transaction ends.
+
+    Each offer then stands in a savepoint, and a refusal goes back to it: two allocations
+    that each hold a driver and wait for the other's would deadlock.
+    """
 
     def __init__(self, database: Database, allocator: Allocator) -> None:
         self.database = database
@@ -126,11 +141,11 @@ class PostgresLedger(Ledger, ABC):
         """
 
     async def offer(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
-        """Record a booking for one of several drivers that would do; raises as `record` does.
-
-        A recipe overrides this if it must let go of a driver who was refused.
-        """
-        return await self.record(connection, request)
+        """Record a booking for one of several drivers that would do; raises as `record` does."""
+        if not self.holds_the_refused:
+            return await self.record(connection, request)
+        async with connection.begin_nested():
+            return await self.record(connection, request)
 
     async def transact[T](self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work` in one transaction of the recipe's isolation; see `Database.transact`."""
@@ -190,6 +205,26 @@ class PostgresLedger(Ledger, ABC):
         check_movable(present.state)
         request = BookingRequest(present.rider_id, window, present.driver_id)
         return await self.record(connection, request, present)
+
+
+async def write_or_refuse(
+    write: Callable[[], Awaitable[Booking | None]],
+    in_the_way: Callable[[], Awaitable[Sequence[Held]]],
+) -> Booking:
+    """Write; where that brings nothing, refuse, and name what is in the way.
+
+    If nothing is in the way any more, it writes again, so that every refusal has a
+    booking to show for it.
+
+    Raises `BookingConflict`, `Contended` after a few tries, and what the two raise.
+    """
+    for _ in range(_TRIES_MAX):
+        booked = await write()
+        if booked is not None:
+            return booked
+        if conflicts := await in_the_way():
+            raise BookingConflict(conflicts=conflicts)
+    raise Contended
 
 
 async def write_booking(

@@ -81,6 +81,14 @@ async def conflicts_of(
     return [Held(id_, TimeWindow(start, end)) for id_, start, end in rows]
 
 
+async def in_the_way(
+    connection: AsyncConnection, request: BookingRequest, moving: Booking | None
+) -> list[Held]:
+    """What keeps the request from the driver it names; raises as `named_driver` does."""
+    driver_id = await named_driver(connection, request)
+    return await conflicts_of(connection, driver_id, request.window, besides=moving)
+
+
 async def driver(connection: AsyncConnection, driver_id: int) -> Driver:
     """Raises `UnknownDriver`."""
     row = (

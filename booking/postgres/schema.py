@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
@@ -20,7 +21,7 @@ from sqlalchemy.pool import NullPool
 
 import migrations
 from booking.errors import TaxiError, Unavailable
-from booking.postgres.database import UNIQUE_VIOLATION, parse_url, sqlstate_of
+from booking.postgres.database import UNIQUE_VIOLATION, dsn, parse_url, sqlstate_of
 from booking.strategies import Act, find
 
 SHIPPED = "grouped_commit"
@@ -28,6 +29,7 @@ SHIPPED = "grouped_commit"
 SHIPPED_ALLOCATOR = "ask_then_offer"
 """How the service finds any free driver unless told otherwise."""
 
+_DRIVERS_OWN = (asyncpg.PostgresError, asyncpg.InterfaceError)
 _ONE_AT_A_TIME = 0x7A78_1001  # the advisory lock of whoever changes the schema
 
 
@@ -41,14 +43,12 @@ def url_for(url: str, prevention: str, allocator: str = SHIPPED_ALLOCATOR) -> st
     The shipped ones have the named one. Any other gets one of its own beside
     it, so that an unsafe recipe never touches real bookings.
     """
-    parsed = parse_url(url)
-    name = parsed.database or ""
+    name = parse_url(url).database or ""
     if prevention != SHIPPED:
         name += f"_{prevention}"
     if allocator != SHIPPED_ALLOCATOR:
         name += f"_{allocator}"
-    own = parsed.set(drivername="postgresql", database=name)
-    return own.render_as_string(hide_password=False)
+    return dsn(url, name)
 
 
 def prepare(url: str, prevention: str = SHIPPED, allocator: str = SHIPPED_ALLOCATOR) -> str:
@@ -76,12 +76,15 @@ def fitting(prevention: str, allocator: str = SHIPPED_ALLOCATOR) -> list[str]:
 
 @contextmanager
 def plainly_told(url: str) -> Iterator[None]:
-    """Raise `SchemaError`, in words for whoever runs the server, for what goes wrong at `url`."""
+    """Raise `SchemaError`, in words for whoever runs the server, for what goes wrong at `url`.
+
+    It may go wrong through SQLAlchemy, or on a connection of the driver's own.
+    """
     try:
         yield
     except Unavailable as error:
         raise SchemaError(_told(url, error.__cause__ or error)) from error
-    except (OSError, TimeoutError, DBAPIError, CommandError) as error:
+    except (OSError, TimeoutError, DBAPIError, CommandError, *_DRIVERS_OWN) as error:
         raise SchemaError(_told(url, error)) from error
 
 
@@ -93,8 +96,8 @@ def _told(url: str, error: BaseException) -> str:
             f"The database {parse_url(url).database} is not set up;"
             " `taxi serve` or `taxi db migrate` does that."
         )
-    if isinstance(error, DBAPIError):
-        return f"PostgreSQL refused: {error.orig}"
+    if isinstance(error, DBAPIError | asyncpg.PostgresError):
+        return f"PostgreSQL refused: {getattr(error, 'orig', error)}"
     parsed = parse_url(url)
     return f"PostgreSQL at {parsed.host}:{parsed.port or 5432} does not answer ({error})."
 

@@ -3,8 +3,8 @@
 Idea
 ----
 Take a lock that the database keeps for us and gives no meaning to: one number a
-driver. Bookings of one driver then happen one after the other, and no row is
-locked for it.
+driver. Bookings of one driver then happen one after the other, and nobody queues
+for a row.
 
 What happens
 ------------
@@ -23,9 +23,9 @@ Costs
 -----
 O(log N) for N bookings in the table, in five round trips (lock, driver, rider,
 bookings, insert) and a COMMIT, during which others who want the driver queue.
-The lock lives in shared memory and writes nothing, where `row_lock` writes to
-the driver's row. When any driver would do, each offer stands in a savepoint,
-which is two round trips more.
+The lock lives in shared memory; the driver's row is only shared, as the foreign
+key has it, where `row_lock` has it alone. When any driver would do, each offer
+stands in a savepoint, which is two round trips more.
 
 Breaks when
 -----------
@@ -58,6 +58,7 @@ class AdvisoryLock(PostgresLedger):
     """Looks and writes while it holds the driver's number."""
 
     claim = Claim.ACROSS_PROCESSES
+    holds_the_refused = True
     schema = INDEX_INSTEAD
 
     @override
@@ -65,15 +66,6 @@ class AdvisoryLock(PostgresLedger):
         self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
     ) -> Booking:
         await connection.execute(_LOCK, {"driver_id": request.driver_id})
-        driver_id = await reads.named_driver(connection, request)
-        conflicts = await reads.conflicts_of(connection, driver_id, request.window, besides=moving)
-        if conflicts:
+        if conflicts := await reads.in_the_way(connection, request, moving):
             raise BookingConflict(conflicts=conflicts)
         return await write_booking(connection, request, moving)
-
-    @override
-    async def offer(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
-        # Back to the savepoint when refused, which gives the lock back: two allocations that
-        # each hold a driver and wait for the other's would deadlock.
-        async with connection.begin_nested():
-            return await self.record(connection, request)

@@ -49,8 +49,6 @@ class CheckThenInsert(PostgresLedger):
     async def record(
         self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
     ) -> Booking:
-        driver_id = await reads.named_driver(connection, request)
-        conflicts = await reads.conflicts_of(connection, driver_id, request.window, besides=moving)
-        if conflicts:
+        if conflicts := await reads.in_the_way(connection, request, moving):
             raise BookingConflict(conflicts=conflicts)
         return await write_booking(connection, request, moving)

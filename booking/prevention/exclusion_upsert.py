@@ -19,7 +19,7 @@ and one `INSERT … SELECT … ON CONFLICT DO NOTHING RETURNING` does everything
    so that nobody retires the driver meanwhile.
 2. The insert meets the constraint. If another transaction is about to record an
    overlapping booking, it waits to see how that ends.
-3. A row came back: recorded. None: a second statement finds out why, and names
+3. A row came back: recorded. None: further statements find out why, and name
    the bookings in the way. If those are gone by now, it tries once more, so
    that every refusal has a booking to show for it.
 
@@ -45,16 +45,13 @@ from typing import Any, override
 
 from sqlalchemy import BigInteger, Text, literal, select
 from sqlalchemy.dialects.postgresql import TSTZRANGE, insert
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningInsert
 
 from booking.bookings import Booking, BookingRequest, BookingState
-from booking.errors import BookingConflict, Contended
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.database import EXCLUSION_VIOLATION, sqlstate_of
-from booking.postgres.ledger import PostgresLedger, write_booking
+from booking.postgres.ledger import PostgresLedger, write_or_refuse
 from booking.postgres.tables import (
     BOOKING_COLUMNS,
     NO_DOUBLE_BOOKING,
@@ -63,8 +60,7 @@ from booking.postgres.tables import (
     drivers,
     riders,
 )
-
-_TRIES_MAX = 3
+from booking.prevention.plain_insert import write_unless_refused
 
 
 class ExclusionUpsert(PostgresLedger):
@@ -79,17 +75,10 @@ class ExclusionUpsert(PostgresLedger):
         if moving is not None:
             # Two moves that conflict would wait for each other, as plain inserts do.
             await reads.named_driver(connection, request, alone=True)
-        for _ in range(_TRIES_MAX):
-            booked = await _write(connection, request, moving)
-            if booked is not None:
-                return booked
-            driver_id = await reads.named_driver(connection, request)
-            conflicts = await reads.conflicts_of(
-                connection, driver_id, request.window, besides=moving
-            )
-            if conflicts:
-                raise BookingConflict(conflicts=conflicts)
-        raise Contended
+        return await write_or_refuse(
+            lambda: _write(connection, request, moving),
+            lambda: reads.in_the_way(connection, request, moving),
+        )
 
 
 async def _write(
@@ -99,14 +88,8 @@ async def _write(
     if moving is None:
         row = (await connection.execute(_insert(request))).one_or_none()
         return None if row is None else booking_of(row)
-    try:
-        # An UPDATE knows no ON CONFLICT, and its error ends whatever it stands in.
-        async with connection.begin_nested():
-            return await write_booking(connection, request, moving)
-    except DBAPIError as error:
-        if sqlstate_of(error) != EXCLUSION_VIOLATION:
-            raise
-        return None
+    # An UPDATE knows no ON CONFLICT, and its error ends whatever it stands in.
+    return await write_unless_refused(connection, request, moving)
 
 
 def _insert(request: BookingRequest) -> ReturningInsert[Any]:

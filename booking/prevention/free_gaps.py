@@ -32,10 +32,11 @@ wait for each other. A move joins here and cuts anywhere, and would.
 Costs
 -----
 O(log G) for G gaps in the table, by a B-tree, and one round trip; a row changed
-and a row added for each booking, besides the booking. A refusal locks no gap and
-waits for none, and takes three more round trips (driver, rider, bookings) to name
-what is in the way. When any driver would do, each offer stands in a savepoint,
-which is two more.
+and a row added for each booking, besides the booking. A refusal waits only for a
+gap that is being cut, and takes three more round trips (driver, rider, bookings)
+to name what is in the way. When any driver would do, each offer stands in a
+savepoint, which is two more: two searches that share each other's drivers, and
+someone who wants one of them alone, would wait in a ring.
 
 Breaks when
 -----------
@@ -81,6 +82,7 @@ class FreeGaps(PostgresLedger):
     """Has the server find the gap that contains the window, and cut it."""
 
     claim = Claim.ACROSS_PROCESSES
+    holds_the_refused = True
     schema = (
         *WITHOUT_CONSTRAINT,
         """
@@ -195,13 +197,6 @@ class FreeGaps(PostgresLedger):
             )
         )
 
-    @override
-    async def offer(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
-        # Back to the savepoint when refused, which lets go of the driver: two allocations that
-        # share each other's and someone who wants one alone would wait in a ring.
-        async with connection.begin_nested():
-            return await self.record(connection, request)
-
 
 async def _book(
     connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
@@ -216,7 +211,6 @@ async def _book(
     if row is not None:
         return booking_of(row)
     # Nobody can give time back while we share the driver: what was in the way still is.
-    driver_id = await reads.named_driver(connection, request)
-    if conflicts := await reads.conflicts_of(connection, driver_id, request.window, besides=moving):
+    if conflicts := await reads.in_the_way(connection, request, moving):
         raise BookingConflict(conflicts=conflicts)
     raise Contended

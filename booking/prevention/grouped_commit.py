@@ -31,6 +31,8 @@ What happens
 
 It rests on `exclusion_upsert` for all that is more than one named booking: a
 move, any free driver, a booking that shares its transaction with something else.
+A move has its driver alone, by an advisory lock that groups share: it would meet
+two rows of one group else, and each would wait for the other.
 
 Costs
 -----
@@ -52,6 +54,7 @@ from typing import Any, NamedTuple, override
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     DateTime,
     Select,
     Text,
@@ -66,6 +69,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, TSTZRANGE, insert
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import Booking, BookingRequest, BookingState
 from booking.calendars import Held
@@ -100,6 +104,7 @@ GROUP_MAX = 128
 WRITES_MAX = LANES
 """Writes under way at once: one waits for the disk while the next is worked on."""
 _TRIES_MAX = 3
+_SALT = 0x6772_6F75
 
 _INSTANT = DateTime(timezone=True)
 
@@ -123,9 +128,22 @@ _GIVEN = (
     )
     .render_derived()
 )
+
+
+def _number_of(driver_id: ColumnElement[int]) -> ColumnElement[int]:
+    """The advisory lock that stands for a driver."""
+    return func.hashint8extended(driver_id, literal_column(f"{_SALT}"))
+
+
 _ASKED = select(
     *_GIVEN.c, func.tstzrange(_GIVEN.c.start, _GIVEN.c.end, type_=TSTZRANGE).label("during")
 ).cte("asked")
+
+# A group inserts several rows of a driver, and a move, which writes its row before it looks,
+# could come between two of them: each would then wait for the other. So groups share the
+# driver, and a move has the driver alone.
+_SHARED = func.pg_advisory_xact_lock_shared(_number_of(_ASKED.c.driver_id))
+_ALONE = select(func.pg_advisory_xact_lock(_number_of(bindparam("driver_id", type_=BigInteger))))
 
 _RECORDED = (
     insert(bookings)
@@ -136,7 +154,7 @@ _RECORDED = (
         )
         .join_from(_ASKED, drivers, drivers.c.id == _ASKED.c.driver_id)
         .join(riders, riders.c.id == _ASKED.c.rider_id)
-        .where(drivers.c.retired_at.is_(None))
+        .where(drivers.c.retired_at.is_(None), _SHARED.is_not(None))
         .order_by(_ASKED.c.place)
         # The lock that the foreign key takes anyway, early enough to keep a driver from retiring.
         .with_for_update(read=True, key_share=True, of=drivers),
@@ -230,9 +248,20 @@ class GroupedCommit(ExclusionUpsert):
             self._next_look = loop.call_later(self.database.wait_s_max, self._turn_away)
         return await asked.answer
 
+    @override
+    async def record(
+        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
+    ) -> Booking:
+        if moving is not None:
+            await connection.execute(_ALONE, {"driver_id": request.driver_id})
+        return await super().record(connection, request, moving)
+
     def _begin(self) -> None:
         while self._waiting and len(self._writes) < WRITES_MAX:
-            group, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
+            next_ones, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
+            group = [asked for asked in next_ones if not asked.answer.done()]
+            if not group:
+                continue
             # In one order everywhere: writes that meet then never wait for each other in a ring.
             group.sort(key=_driver_and_start)
             write = asyncio.create_task(self._write(group))

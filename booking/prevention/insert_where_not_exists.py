@@ -13,7 +13,8 @@ What happens
 2. None: further statements find out why, and name the bookings in the way. If
    those are gone by now, it tries once more.
 
-A move is an `UPDATE` with the same condition.
+A move is an `UPDATE` with the same condition. The driver's row is held `FOR KEY
+SHARE`, against whoever retires the driver; those who book share it.
 
 PostgreSQL takes a statement's snapshot when the statement begins. Two that
 run at once have each a snapshot without the other's row, however little time
@@ -31,7 +32,7 @@ Two requests for overlapping windows of one driver are under way at once, as in
 `check_then_insert`: rarer, and so found later.
 """
 
-from typing import override
+from typing import Any, ClassVar, NamedTuple, override
 
 from sqlalchemy import (
     BigInteger,
@@ -46,12 +47,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import TSTZRANGE
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from booking.bookings import Booking, BookingRequest, BookingState
-from booking.errors import BookingConflict, Contended
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger
+from booking.postgres.ledger import PostgresLedger, write_or_refuse
 from booking.postgres.tables import (
     BOOKING_COLUMNS,
     INDEX_INSTEAD,
@@ -62,8 +63,6 @@ from booking.postgres.tables import (
     riders,
 )
 
-_TRIES_MAX = 3
-
 _DRIVER = bindparam("the_driver", type_=BigInteger)
 _RIDER = bindparam("the_rider", type_=BigInteger)
 _WINDOW = bindparam("the_window", type_=TSTZRANGE)
@@ -73,30 +72,42 @@ _IN_THE_WAY: ColumnElement[bool] = and_(
     bookings.c.driver_id == _DRIVER, active, bookings.c.during.overlaps(_WINDOW)
 )
 
-_INSERT = (
-    insert(bookings)
-    .from_select(
-        ["driver_id", "rider_id", "state", "during"],
-        select(drivers.c.id, riders.c.id, literal_column(f"'{BookingState.CONFIRMED}'"), _WINDOW)
-        .join_from(drivers, riders, riders.c.id == _RIDER)
-        .where(
-            drivers.c.id == _DRIVER, drivers.c.retired_at.is_(None), ~exists().where(_IN_THE_WAY)
+
+class Statements(NamedTuple):
+    """Each looks and writes at once."""
+
+    book: ReturningInsert[Any]
+    move: ReturningUpdate[Any]
+
+
+def statements(*, alone: bool) -> Statements:
+    """The two statements; `alone` has the driver's row as one transaction can at a time."""
+    driver = (
+        select(drivers.c.id)
+        .where(drivers.c.id == _DRIVER, drivers.c.retired_at.is_(None))
+        .with_for_update(read=not alone, key_share=True)
+        .cte("driver")
+    )
+    confirmed: ColumnElement[str] = literal_column(f"'{BookingState.CONFIRMED}'")
+    return Statements(
+        insert(bookings)
+        .from_select(
+            ["driver_id", "rider_id", "state", "during"],
+            select(driver.c.id, riders.c.id, confirmed, _WINDOW)
+            .join_from(driver, riders, riders.c.id == _RIDER)
+            .where(~exists().where(_IN_THE_WAY)),
         )
-        # Against whoever retires the driver; those who book share it.
-        .with_for_update(read=True, key_share=True, of=drivers),
+        .returning(*BOOKING_COLUMNS),
+        update(bookings)
+        .where(
+            bookings.c.id == _MOVING,
+            bookings.c.driver_id == driver.c.id,
+            # Not correlated: the bookings in there are others than the one that is moved.
+            ~exists().where(_IN_THE_WAY, bookings.c.id != _MOVING).correlate(None),
+        )
+        .values(during=_WINDOW)
+        .returning(*BOOKING_COLUMNS),
     )
-    .returning(*BOOKING_COLUMNS)
-)
-_MOVE = (
-    update(bookings)
-    .where(
-        bookings.c.id == _MOVING,
-        # Not correlated: the bookings in there are others than the one that is moved.
-        ~exists().where(_IN_THE_WAY, bookings.c.id != _MOVING).correlate(None),
-    )
-    .values(during=_WINDOW)
-    .returning(*BOOKING_COLUMNS)
-)
 
 
 class InsertWhereNotExists(PostgresLedger):
@@ -104,35 +115,30 @@ class InsertWhereNotExists(PostgresLedger):
 
     claim = Claim.NOTHING
     schema = INDEX_INSTEAD
+    statements: ClassVar = statements(alone=False)
 
     @override
     async def record(
         self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
     ) -> Booking:
-        for _ in range(_TRIES_MAX):
-            booked = await _write(connection, request, moving)
-            if booked is not None:
-                return booked
-            driver_id = await reads.named_driver(connection, request)
-            conflicts = await reads.conflicts_of(
-                connection, driver_id, request.window, besides=moving
-            )
-            if conflicts:
-                raise BookingConflict(conflicts=conflicts)
-        raise Contended
+        return await write_or_refuse(
+            lambda: self._write(connection, request, moving),
+            lambda: reads.in_the_way(connection, request, moving),
+        )
 
-
-async def _write(
-    connection: AsyncConnection, request: BookingRequest, moving: Booking | None
-) -> Booking | None:
-    """The booking; None if something was in its way, or driver or rider cannot book."""
-    parameters = {
-        _DRIVER.key: request.driver_id,
-        _WINDOW.key: reads.range_of(request.window),
-    }
-    if moving is None:
-        written = await connection.execute(_INSERT, parameters | {_RIDER.key: request.rider_id})
-    else:
-        written = await connection.execute(_MOVE, parameters | {_MOVING.key: moving.id})
-    row = written.one_or_none()
-    return None if row is None else booking_of(row)
+    async def _write(
+        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None
+    ) -> Booking | None:
+        """The booking; None if something was in its way, or driver or rider cannot book."""
+        parameters = {
+            _DRIVER.key: request.driver_id,
+            _WINDOW.key: reads.range_of(request.window),
+        }
+        if moving is None:
+            parameters[_RIDER.key] = request.rider_id
+            written = await connection.execute(self.statements.book, parameters)
+        else:
+            parameters[_MOVING.key] = moving.id
+            written = await connection.execute(self.statements.move, parameters)
+        row = written.one_or_none()
+        return None if row is None else booking_of(row)

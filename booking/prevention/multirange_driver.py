@@ -65,6 +65,7 @@ class MultirangeDriver(PostgresLedger):
     """Adds the window to the driver's taken time, on condition that it is free."""
 
     claim = Claim.ACROSS_PROCESSES
+    holds_the_refused = True
     schema = (
         *WITHOUT_CONSTRAINT,
         """
@@ -99,13 +100,6 @@ class MultirangeDriver(PostgresLedger):
             .where(driver_busy.c.driver_id == booking.driver_id)
             .values(busy=driver_busy.c.busy - MultiRange([reads.range_of(booking.window)]))
         )
-
-    @override
-    async def offer(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
-        # Back to the savepoint when refused, which lets go of the row: two allocations that
-        # each hold a driver and wait for the other's would deadlock.
-        async with connection.begin_nested():
-            return await self.record(connection, request)
 
 
 async def _take(

@@ -49,14 +49,10 @@ from sqlalchemy.dialects.postgresql import TSTZRANGE
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import LONGEST, Booking, BookingRequest, BookingState
-from booking.errors import BookingConflict, Contended
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger
+from booking.postgres.ledger import PostgresLedger, write_or_refuse
 from booking.postgres.tables import BOOKING_COLUMNS, WITHOUT_CONSTRAINT, active, booking_of
-
-_TRIES_MAX = 3
-
 
 _BOOK = select(*BOOKING_COLUMNS).add_cte(
     # Named like the table, whose rows the function gives, so that its columns can be asked for.
@@ -77,6 +73,7 @@ class NeighbourFunction(PostgresLedger):
     """Has the server lock, look at one neighbour, and write."""
 
     claim = Claim.ACROSS_PROCESSES
+    holds_the_refused = True
     schema = (
         *WITHOUT_CONSTRAINT,
         # The bound on how far the look goes back spares it the cancelled bookings of years.
@@ -115,24 +112,10 @@ class NeighbourFunction(PostgresLedger):
     async def record(
         self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
     ) -> Booking:
-        for _ in range(_TRIES_MAX):
-            booked = await _book(connection, request, moving)
-            if booked is not None:
-                return booked
-            driver_id = await reads.named_driver(connection, request)
-            conflicts = await reads.conflicts_of(
-                connection, driver_id, request.window, besides=moving
-            )
-            if conflicts:
-                raise BookingConflict(conflicts=conflicts)
-        raise Contended
-
-    @override
-    async def offer(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
-        # Back to the savepoint when refused, which lets go of the lock: two allocations that
-        # each hold a driver and wait for the other's would deadlock.
-        async with connection.begin_nested():
-            return await self.record(connection, request)
+        return await write_or_refuse(
+            lambda: _book(connection, request, moving),
+            lambda: reads.in_the_way(connection, request, moving),
+        )
 
 
 async def _book(

@@ -41,13 +41,23 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import Booking, BookingRequest
-from booking.errors import BookingConflict, Contended
 from booking.ledgers import Claim
 from booking.postgres import reads
 from booking.postgres.database import EXCLUSION_VIOLATION, sqlstate_of
-from booking.postgres.ledger import PostgresLedger, write_booking
+from booking.postgres.ledger import PostgresLedger, write_booking, write_or_refuse
 
-_TRIES_MAX = 3
+
+async def write_unless_refused(
+    connection: AsyncConnection, request: BookingRequest, moving: Booking | None
+) -> Booking | None:
+    """Write with no look at anything else; None if the exclusion constraint was against it."""
+    try:
+        async with connection.begin_nested():  # an error ends whatever it stands in
+            return await write_booking(connection, request, moving)
+    except DBAPIError as error:
+        if sqlstate_of(error) != EXCLUSION_VIOLATION:
+            raise
+        return None
 
 
 class PlainInsert(PostgresLedger):
@@ -61,16 +71,7 @@ class PlainInsert(PostgresLedger):
         self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
     ) -> Booking:
         driver_id = await reads.named_driver(connection, request)
-        for _ in range(_TRIES_MAX):
-            try:
-                async with connection.begin_nested():
-                    return await write_booking(connection, request, moving)
-            except DBAPIError as error:
-                if sqlstate_of(error) != EXCLUSION_VIOLATION:
-                    raise
-            conflicts = await reads.conflicts_of(
-                connection, driver_id, request.window, besides=moving
-            )
-            if conflicts:
-                raise BookingConflict(conflicts=conflicts)
-        raise Contended
+        return await write_or_refuse(
+            lambda: write_unless_refused(connection, request, moving),
+            lambda: reads.conflicts_of(connection, driver_id, request.window, besides=moving),
+        )

@@ -50,6 +50,7 @@ class RowLock(PostgresLedger):
     """Looks and writes while it holds the driver's row."""
 
     claim = Claim.ACROSS_PROCESSES
+    holds_the_refused = True
     schema = INDEX_INSTEAD
 
     @override
@@ -61,10 +62,3 @@ class RowLock(PostgresLedger):
         if conflicts:
             raise BookingConflict(conflicts=conflicts)
         return await write_booking(connection, request, moving)
-
-    @override
-    async def offer(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
-        # Back to the savepoint when refused, which lets go of the row: two allocations that
-        # each hold a driver and wait for the other's would deadlock.
-        async with connection.begin_nested():
-            return await self.record(connection, request)

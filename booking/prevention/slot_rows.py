@@ -50,17 +50,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import Booking, BookingRequest
 from booking.calendars import Held
-from booking.errors import BookingConflict, Contended
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger, write_booking
+from booking.postgres.ledger import PostgresLedger, write_booking, write_or_refuse
 from booking.postgres.tables import WITHOUT_CONSTRAINT, active, bookings, predicted_ends, starts
 from booking.time_window import TimeWindow, microseconds
 
 SLOT_S = 300
 """The length of a slot, in seconds."""
 _SLOT_US = SLOT_S * 1_000_000
-_TRIES_MAX = 3
 
 booking_slots = Table(
     "booking_slots",
@@ -106,20 +104,26 @@ class SlotRows(PostgresLedger):
     ) -> Booking:
         driver_id = await reads.named_driver(connection, request)
         wanted = _slots(request.window)
-        for _ in range(_TRIES_MAX):
-            savepoint = await connection.begin_nested()
-            booked = await write_booking(connection, request, moving)
-            if await _take(connection, booked, wanted, moving):
-                await savepoint.commit()
-                return booked
-            await savepoint.rollback()
-            if conflicts := await _holders(connection, driver_id, wanted, moving):
-                raise BookingConflict(conflicts=conflicts)
-        raise Contended
+        return await write_or_refuse(
+            lambda: _write(connection, request, moving),
+            lambda: _holders(connection, driver_id, wanted, moving),
+        )
 
     @override
     async def release(self, connection: AsyncConnection, booking: Booking) -> None:
         await _give_back(connection, booking.driver_id, _slots(booking.window))
+
+
+async def _write(
+    connection: AsyncConnection, request: BookingRequest, moving: Booking | None
+) -> Booking | None:
+    """The booking with all its slots; None if one of them was taken."""
+    async with connection.begin_nested() as savepoint:
+        booked = await write_booking(connection, request, moving)
+        if await _take(connection, booked, _slots(request.window), moving):
+            return booked
+        await savepoint.rollback()
+        return None
 
 
 def _slots(window: TimeWindow) -> range:

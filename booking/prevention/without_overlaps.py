@@ -57,10 +57,9 @@ from sqlalchemy.dialects.postgresql import TSTZRANGE
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import Booking, BookingRequest, BookingState
-from booking.errors import BookingConflict, Contended
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger, write_booking
+from booking.postgres.ledger import PostgresLedger, write_booking, write_or_refuse
 from booking.postgres.tables import (
     BOOKING_COLUMNS,
     WITHOUT_CONSTRAINT,
@@ -70,8 +69,6 @@ from booking.postgres.tables import (
     drivers,
     riders,
 )
-
-_TRIES_MAX = 3
 
 held_time = Table(
     "held_time",
@@ -151,33 +148,25 @@ class WithoutOverlaps(PostgresLedger):
         self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
     ) -> Booking:
         if moving is not None:
-            return await self._move(connection, request, moving)
-        for _ in range(_TRIES_MAX):
-            row = (await connection.execute(_HOLD_AND_BOOK, _parameters(request))).one_or_none()
-            if row is not None:
-                return booking_of(row)
-            driver_id = await reads.named_driver(connection, request)
-            if conflicts := await reads.conflicts_of(connection, driver_id, request.window):
-                raise BookingConflict(conflicts=conflicts)
-        raise Contended
+            await reads.named_driver(connection, request, alone=True)
+        return await write_or_refuse(
+            lambda: self._write(connection, request, moving),
+            lambda: reads.in_the_way(connection, request, moving),
+        )
 
-    async def _move(
-        self, connection: AsyncConnection, request: BookingRequest, moving: Booking
-    ) -> Booking:
-        driver_id = await reads.named_driver(connection, request, alone=True)
-        for _ in range(_TRIES_MAX):
-            savepoint = await connection.begin_nested()
+    async def _write(
+        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None
+    ) -> Booking | None:
+        """The booking and its window held; None if either could not be."""
+        if moving is None:
+            row = (await connection.execute(_HOLD_AND_BOOK, _parameters(request))).one_or_none()
+            return None if row is None else booking_of(row)
+        async with connection.begin_nested() as savepoint:
             await self.release(connection, moving)
             if (await connection.execute(_HOLD, _parameters(request))).one_or_none():
-                moved = await write_booking(connection, request, moving)
-                await savepoint.commit()
-                return moved
+                return await write_booking(connection, request, moving)
             await savepoint.rollback()
-            if conflicts := await reads.conflicts_of(
-                connection, driver_id, request.window, besides=moving
-            ):
-                raise BookingConflict(conflicts=conflicts)
-        raise Contended
+            return None
 
     @override
     async def release(self, connection: AsyncConnection, booking: Booking) -> None:

@@ -31,6 +31,8 @@ order in which they were done with. The keys, always all of them:
 
 `scenario`          the name of the file, such as `"rush_hour"`
 `action`            `"book"`, `"reschedule"`, `"cancel"` or `"look"`
+`rider_id`          the rider for whom it was booked, or null: of anything but a booking that was
+                    sent
 `driver_id`         the driver who was asked for, or null for any; of a reschedule or a
                     cancellation, the driver who holds the booking
 `booked_driver_id`  the driver whose time the booking holds according to the answer, or null

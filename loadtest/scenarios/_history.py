@@ -27,6 +27,7 @@ class Request(NamedTuple):
     action: str
     wish: Wish
     booking_id: int | None = None
+    rider_id: int | None = None
 
 
 class Answer(NamedTuple):
@@ -72,6 +73,7 @@ class History:
         problem = f'"{answer.problem}"' if answer.problem else "null"
         self._lines.append(
             f'{{"scenario":"{self._scenario}","action":"{request.action}",'
+            f'"rider_id":{_id(request.rider_id)},'
             f'"driver_id":{_id(wish.driver_id)},"booked_driver_id":{_id(answer.driver_id)},'
             f'"start":"{self._instants[wish.start]}","end":"{self._instants[wish.end]}",'
             f'"booking_id":{_id(answer.booking_id or request.booking_id)},'

@@ -20,6 +20,8 @@ _DAYS_MAX = 366
 _PER_SECOND_MAX = 1_000_000.0
 _CONNECTIONS_MAX = 10_000
 _SECONDS_MAX = 86_400.0
+_YEARS = (1970, 9_990)
+"""Those whose days the service takes, with room behind the last for `--horizon-days`."""
 
 # Each has a default that is no None, from which Locust's web page learns the type.
 _OPTIONS: Mapping[str, tuple[int | str, str]] = {
@@ -197,6 +199,11 @@ def _rates(text: str) -> tuple[float, ...]:
 
 def _day(text: str) -> date:
     try:
-        return date.fromisoformat(text)
+        day = date.fromisoformat(text)
     except ValueError:
         raise WrongKnob(f"--first-day must be a day as YYYY-MM-DD, not {text!r}.") from None
+    if not _YEARS[0] <= day.year <= _YEARS[1]:
+        raise WrongKnob(
+            f"--first-day must lie in the years {_YEARS[0]} to {_YEARS[1]}, not {text!r}."
+        )
+    return day

@@ -207,6 +207,8 @@ class Scenario(FastHttpUser):
     # One request ---------------------------------------------------------------------------
 
     def _send(self, request: Request, intended_s: float | None = None) -> None:
+        if request.action == "book":
+            request = request._replace(rider_id=one_of(self.stage.riders, self.random))
         method, path, body = self._wire(request)
         sent_s = now_s()
         key = id(request)
@@ -279,8 +281,8 @@ class Scenario(FastHttpUser):
                     if wish.driver_id is None
                     else f'"driver_id":{wish.driver_id}'
                 )
-                rider = one_of(self.stage.riders, self.random)
-                body = f'{{"rider_id":{rider},{who},"start":"{start}","predicted_end":"{end}"}}'
+                rider = f'"rider_id":{request.rider_id}'
+                body = f'{{{rider},{who},"start":"{start}","predicted_end":"{end}"}}'
                 return "POST", "/bookings", body.encode()
             case "reschedule":
                 body = f'{{"start":"{start}","predicted_end":"{end}"}}'

@@ -26,6 +26,23 @@ FIRST = datetime(2026, 3, 8, tzinfo=UTC)
 AN_HOUR = timedelta(hours=1)
 
 
+def count_deadlocks(database: Database) -> list[BaseException]:
+    """The deadlocks from now on: they are run again, and nobody hears of them.
+
+    But each costs a wait. Heard is every connection, also those for a statement that is
+    a transaction of its own.
+    """
+    seen: list[BaseException] = []
+
+    def note(context: ExceptionContext) -> None:
+        if sqlstate_of(context.original_exception) == "40P01":
+            seen.append(context.original_exception)
+
+    for engine in (database.engine, database.lanes):
+        event.listen(engine.sync_engine, "handle_error", note)
+    return seen
+
+
 async def race(
     url: str, recipe: str, wishes: list[dict[str, object]], rounds: int
 ) -> list[Counter[str]]:
@@ -34,11 +51,7 @@ async def race(
     ledger = find(Act.PREVENTION, recipe).load()(database, AskThenOffer())
     barrier = asyncio.Barrier(WORKERS)
     outcomes: list[Counter[str]] = [Counter() for _ in wishes]
-
-    @event.listens_for(database.engine.sync_engine, "handle_error")
-    def note_deadlock(context: ExceptionContext) -> None:
-        # It is run again, and nobody hears of it; but each costs a wait.
-        outcomes[0]["deadlock"] += sqlstate_of(context.original_exception) == "40P01"
+    deadlocks = count_deadlocks(database)
 
     async def work() -> None:
         for wish, counts in zip(wishes, outcomes, strict=True):
@@ -63,6 +76,7 @@ async def race(
                 group.create_task(work())
     finally:
         await database.close()
+    outcomes[0]["deadlock"] = len(deadlocks)
     return [+counts for counts in outcomes]
 
 

@@ -18,7 +18,7 @@ from random import Random
 from typing import ClassVar, NamedTuple
 
 import pytest
-from sqlalchemy import ExceptionContext, event, func, select, update
+from sqlalchemy import event, func, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -42,7 +42,7 @@ from booking.errors import (
 )
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.database import Database, sqlstate_of
+from booking.postgres.database import Database
 from booking.postgres.ledger import PostgresLedger, write_booking
 from booking.postgres.tables import (
     BOOKING_COLUMNS,
@@ -62,6 +62,7 @@ from booking.prevention.one_process import OneProcess
 from booking.prevention.row_lock import RowLock
 from booking.strategies import Act, Strategy, find, strategies
 from booking.time_window import TimeWindow
+from tests.contracts.racer import count_deadlocks
 from tests.world import MIDNIGHT, Execute, NewDatabase, World, hours, until_someone_waits_for_a_lock
 
 RECIPES = strategies(Act.PREVENTION)
@@ -849,16 +850,18 @@ async def test_a_safe_recipe_keeps_its_word_under_mixed_work(world: World) -> No
     assert (await world.audit()).clean
 
 
-def count_deadlocks(database: Database) -> list[BaseException]:
-    """The deadlocks from now on: they are run again, and nobody hears of them."""
-    seen: list[BaseException] = []
-
-    @event.listens_for(database.engine.sync_engine, "handle_error")
-    def note(context: ExceptionContext) -> None:
-        if sqlstate_of(context.original_exception) == "40P01":
-            seen.append(context.original_exception)
-
-    return seen
+@pytest.mark.anyio
+@pytest.mark.parametrize("engine", ["engine", "lanes"])
+async def test_a_deadlock_is_counted_on_whatever_connection_it_befalls(
+    engine: str, database: Database
+) -> None:
+    deadlocks = count_deadlocks(database)
+    for sqlstate in ("40P01", "40001"):
+        raising = f"DO $$ BEGIN RAISE EXCEPTION 'it' USING ERRCODE = '{sqlstate}'; END $$"
+        async with getattr(database, engine).connect() as connection:
+            with pytest.raises(DBAPIError):
+                await connection.exec_driver_sql(raising)
+    assert len(deadlocks) == 1
 
 
 async def _book_and_change(

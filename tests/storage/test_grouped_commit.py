@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import ExceptionContext, event, text
 from sqlalchemy.exc import DBAPIError
 
 from booking.allocation.ask_then_offer import AskThenOffer
@@ -19,7 +19,7 @@ from booking.errors import (
     UnknownDriver,
     UnknownRider,
 )
-from booking.postgres.database import Database
+from booking.postgres.database import EXCLUSION_VIOLATION, Database, sqlstate_of
 from booking.prevention.grouped_commit import GROUP_MAX, WRITES_MAX, GroupedCommit
 from tests.world import Execute, World, hours
 
@@ -221,3 +221,56 @@ async def test_the_queue_is_bounded(fresh_url: str) -> None:
         assert world.ledger.waiting == 0
     finally:
         await database.close()
+
+
+async def test_a_group_and_a_move_do_not_wait_for_each_other(
+    world: World, fresh_url: str, execute: Execute
+) -> None:
+    # The group dawdles between its two rows; the move wants a part of both of them.
+    await execute(
+        fresh_url,
+        """
+        CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END $$
+        """,
+        f"""
+        CREATE TRIGGER dawdle BEFORE INSERT ON bookings FOR EACH ROW
+        WHEN (lower(NEW.during) = '{hours(10, 11).start}') EXECUTE FUNCTION dawdle()
+        """,
+    )
+    driver, rider = await world.driver(), await world.rider()
+    moving = await world.book(hours(15, 16), driver)
+    failed: list[str] = []
+
+    @event.listens_for(world.database.engine.sync_engine, "handle_error")
+    @event.listens_for(world.database.lanes.sync_engine, "handle_error")
+    def note(context: ExceptionContext) -> None:
+        failed.append(sqlstate_of(context.original_exception))
+
+    group = asyncio.create_task(
+        ask_all(
+            world,
+            BookingRequest(rider, hours(9, 10), driver),
+            BookingRequest(rider, hours(10, 11), driver),
+        )
+    )
+    asleep = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+    # The server has no event to wait for.
+    while not await world.database.transact(lambda c: c.scalar(asleep), read_only=True):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    with pytest.raises(BookingConflict):
+        await world.ledger.reschedule(moving.id, hours(9.5, 10.5))
+    assert [type(each) for each in await group] == [Booking, Booking]
+    assert failed in ([], [EXCLUSION_VIOLATION])  # which is how a move is refused
+
+
+async def test_who_has_gone_before_the_group_is_written_is_not_booked(world: World) -> None:
+    driver, rider = await world.driver(), await world.rider()
+    gone, stays = [
+        asyncio.create_task(world.ledger.book(BookingRequest(rider, window, driver)))
+        for window in (hours(9, 10), hours(11, 12))
+    ]
+    await asyncio.sleep(0)  # both wait for the end of this turn of the loop
+    gone.cancel()
+    assert (await stays).window == hours(11, 12)
+    assert await world.recorded() == 1

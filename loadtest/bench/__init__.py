@@ -1,0 +1,1 @@
+"""Benchmarks that need no service: detection, allocation, policies, and the ledger alone."""

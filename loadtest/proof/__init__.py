@@ -1,0 +1,1 @@
+"""Proof by exhaustion: every interleaving of a few sessions, on a real PostgreSQL."""

@@ -1,0 +1,1 @@
+"""Trips, real and synthetic, and their replay through the running API."""
