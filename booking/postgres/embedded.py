@@ -57,8 +57,6 @@ _DEFAULTS = {
     # A refusal by constraint is an ERROR, and a load test has millions of them.
     "log_min_messages": "log",
     "log_checkpoints": "off",
-    # After a checkpoint each page is logged whole when it is first touched: the rarer, the better.
-    "max_wal_size": "4GB",
 }
 
 # Below where Linux and macOS take the client ends of connections from: there, a
@@ -467,7 +465,7 @@ def _other_place(directory: Path) -> Path:
 def _shared_buffers() -> str:
     """An eighth of the machine's memory, within bounds; PostgreSQL takes it as it needs it."""
     memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
-    return f"{min(max(memory_mb // 8, 128), 4_096)}MB"
+    return f"{min(max(memory_mb // 8, 128), 1_024)}MB"
 
 
 def _syncs_at_once() -> bool:
