@@ -3,9 +3,10 @@
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -27,19 +28,32 @@ from api.routes.bookings import BookingsController
 from api.routes.drivers import DriversController
 from api.routes.operations import HealthController, MetricsController, ProblemsController
 from api.routes.riders import RidersController
+from api.routes.schedule import ScheduleController
+from api.routes.series import SeriesController
 from api.service import Service
-from api.settings import Settings, read_settings
-from booking.errors import InvalidInput, TaxiError, Unavailable
+from api.settings import Settings, read_settings, variable_of
+from booking.errors import (
+    InvalidInput,
+    LedgerBusy,
+    LedgerLost,
+    TaxiError,
+    Unavailable,
+    VersionMismatch,
+)
 from booking.fleet_index import FleetIndex
+from booking.overrun import Policy
 from booking.postgres.advice import Advice
 from booking.postgres.database import Database
 from booking.postgres.follower import Follower
+from booking.postgres.overruns import overdue, report_end
 from booking.strategies import Act, find
 
 logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 64 * 1024
 _FORGET_INTERVAL_S = 3_600
+_SWEEP_INTERVAL_S = 1.0
+_WATCH_INTERVAL_S = 5.0
 _STATIC = "/docs-assets"
 _DESCRIPTION = """
 Books drivers, and never the same driver twice for the same time.
@@ -65,7 +79,10 @@ def create_app(settings: Settings) -> Litestar:
         async with service.follower.running():
             helpers = [
                 asyncio.create_task(metrics.watch(service.ledger, service.follower)),
-                asyncio.create_task(_forget_old_keys(service)),
+                *(
+                    asyncio.create_task(_forever(what, interval_s, partial(work, service)))
+                    for what, interval_s, work in _CHORES
+                ),
                 asyncio.create_task(_tune_the_collector(service.follower)),
             ]
             try:
@@ -73,9 +90,7 @@ def create_app(settings: Settings) -> Litestar:
             finally:
                 for helper in helpers:
                     helper.cancel()
-                for helper in helpers:
-                    with suppress(asyncio.CancelledError):
-                        await helper
+                await asyncio.gather(*helpers, return_exceptions=True)
         for database in (service.database, service.follower.database):
             await database.close()
 
@@ -84,7 +99,9 @@ def create_app(settings: Settings) -> Litestar:
             DriversController,
             RidersController,
             BookingsController,
+            SeriesController,
             AvailabilityController,
+            ScheduleController,
             HealthController,
             ProblemsController,
             MetricsController,
@@ -129,8 +146,21 @@ def _service(settings: Settings) -> Service:
     follower = Follower(_database(settings, pool_size=1), index)
     recording = ledger(database, allocator())
     return Service(
-        settings, database, recording, follower, Advice(database, follower), Commands(recording)
+        settings,
+        database,
+        recording,
+        follower,
+        Advice(database, follower),
+        Commands(recording),
+        _policy(settings),
     )
+
+
+def _policy(settings: Settings) -> Policy:
+    try:
+        return Policy(settings.tolerance_s, settings.may_push_back_s)
+    except InvalidInput as error:
+        raise InvalidInput(error.message, field=variable_of(str(error.field))) from None
 
 
 def _strategy(act: Act, name: str, method: str, variable: str) -> type[Any]:
@@ -173,7 +203,8 @@ def _openapi() -> OpenAPIConfig:
             JsonRenderPlugin(),
         ],
         tags=[
-            Tag("bookings", "Book, look, cancel, start, complete."),
+            Tag("bookings", "Book, look, hold, move, give away, start, complete, cancel."),
+            Tag("series", "Bookings that come again and again, by the clock on the wall."),
             Tag("drivers", "The fleet, each driver's agenda and free time."),
             Tag("riders", "Who books."),
             Tag("availability", "Who is free, across the fleet."),
@@ -183,13 +214,51 @@ def _openapi() -> OpenAPIConfig:
     )
 
 
-async def _forget_old_keys(service: Service) -> None:
+async def _forever(what: str, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Do the work again and again; a failure is told, and is not the last time."""
     while True:
         try:
-            await forget_keys(service.database, timedelta(hours=service.settings.idempotency_hours))
+            await work()
         except Unavailable as error:
-            logger.warning("Old idempotency keys stay for now: %s", error)
-        await asyncio.sleep(_FORGET_INTERVAL_S)
+            logger.warning("%s waits for now: %s", what, error)
+        except Exception:
+            logger.exception("%s failed", what)
+        await asyncio.sleep(interval_s)
+
+
+async def _forget_old_keys(service: Service) -> None:
+    await forget_keys(service.database, timedelta(hours=service.settings.idempotency_hours))
+
+
+async def _sweep_holds(service: Service) -> None:
+    for expired in await service.ledger.sweep():
+        service.advice.note(expired)
+
+
+async def _watch_the_clock(service: Service) -> None:
+    """Predict anew the end of every trip that is still under way when it should have ended."""
+    for trip, end in await service.look(overdue):
+        try:
+            # By its version, as another process watches the same clock.
+            overrun = await report_end(
+                service.ledger, trip.id, end, service.policy, version=trip.version
+            )
+        except (LedgerBusy, LedgerLost):
+            raise
+        except VersionMismatch:
+            continue  # it did, or somebody reported
+        except TaxiError as error:
+            # One trip that cannot be helped must not keep the others waiting.
+            logger.warning("Overdue booking %s keeps its predicted end: %s", trip.id, error)
+        else:
+            service.note_overrun(overrun)
+
+
+_CHORES = (
+    ("Forgetting old idempotency keys", _FORGET_INTERVAL_S, _forget_old_keys),
+    ("Sweeping lapsed holds", _SWEEP_INTERVAL_S, _sweep_holds),
+    ("Watching the clock", _WATCH_INTERVAL_S, _watch_the_clock),
+)
 
 
 async def _tune_the_collector(follower: Follower) -> None:

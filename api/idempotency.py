@@ -64,11 +64,14 @@ class Answer:
     status: int
     body: bytes
     location: str | None = None
+    etag: str | None = None
 
     def response(self, *, replayed: bool = False) -> Response[bytes]:
         """The answer as it goes over the wire."""
         refused = self.status >= HTTPStatus.BAD_REQUEST
         headers = {"Location": self.location} if self.location else {}
+        if self.etag:
+            headers["ETag"] = self.etag
         if replayed:
             headers["Idempotency-Replayed"] = "true"
         return Response(
@@ -87,7 +90,8 @@ class Command[D: Identified, O: msgspec.Struct]:
     `alone` does it where nothing else is to be in the transaction, if there is a
     better way then. `out` makes the body of the answer from the result, `explain` the problem of
     a refusal. `note` hears of the result once it is durable. `status` is the
-    answer's, and `collection` the path below which something created is found.
+    answer's, `collection` the path below which something created is found, and `etag`
+    tells one version of the result from another.
     """
 
     work: Callable[[AsyncConnection], Awaitable[D]]
@@ -97,11 +101,13 @@ class Command[D: Identified, O: msgspec.Struct]:
     note: Callable[[D], None] | None = None
     status: HTTPStatus = HTTPStatus.OK
     collection: str | None = None
+    etag: Callable[[D], str] | None = None
 
     def answer(self, result: D) -> Answer:
         """The answer to the request whose work had this result."""
         location = None if self.collection is None else f"{self.collection}/{result.id}"
-        return Answer(self.status, _encode(self.out(result)), location)
+        etag = None if self.etag is None else self.etag(result)
+        return Answer(self.status, _encode(self.out(result)), location, etag)
 
     async def refuse(self, error: TaxiError) -> Answer:
         """The answer to the request whose work raised this."""
@@ -195,7 +201,7 @@ async def forget_keys(database: Database, older_than: timedelta) -> int:
 
 
 async def _fingerprint(request: Request[Any, Any, Any]) -> bytes:
-    told = f"{request.method} {request.url.path}\n".encode()
+    told = f"{request.method} {request.url.path} {request.headers.get('If-Match')}\n".encode()
     return hashlib.sha256(told + await request.body()).digest()
 
 
@@ -214,6 +220,7 @@ async def _look_up(connection: AsyncConnection, key: str, fingerprint: bytes) ->
                 idempotency_keys.c.status,
                 idempotency_keys.c.body,
                 idempotency_keys.c.location,
+                idempotency_keys.c.etag,
             ).where(idempotency_keys.c.key == key)
         )
     ).one_or_none()
@@ -221,7 +228,7 @@ async def _look_up(connection: AsyncConnection, key: str, fingerprint: bytes) ->
         return None
     if row.fingerprint != fingerprint:
         raise KeyReused(field="Idempotency-Key")
-    return Answer(row.status, row.body, row.location)
+    return Answer(row.status, row.body, row.location, row.etag)
 
 
 async def _store(connection: AsyncConnection, key: str, fingerprint: bytes, answer: Answer) -> None:
@@ -233,6 +240,7 @@ async def _store(connection: AsyncConnection, key: str, fingerprint: bytes, answ
             status=answer.status,
             body=answer.body,
             location=answer.location,
+            etag=answer.etag,
         )
         .on_conflict_do_nothing()
         .returning(idempotency_keys.c.key)

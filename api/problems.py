@@ -16,7 +16,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.params import ParameterKwarg
 
-from api.structs import FieldError, Problem
+from api.structs import PRINTABLE, FieldError, Problem
 from booking.errors import (
     InvalidInput,
     KeyInUse,
@@ -25,6 +25,7 @@ from booking.errors import (
     Refused,
     TaxiError,
     Unavailable,
+    VersionMismatch,
 )
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,10 @@ logger = logging.getLogger(__name__)
 
 def in_plain_words(rule: str) -> str:
     """A rule that msgspec says was broken, as a sentence."""
-    if "matching regex" in rule:
+    if f"matching regex {PRINTABLE!r}" in rule:
         return "It holds a character that is not allowed here, or nothing but blanks."
+    if "matching regex" in rule:
+        return "It does not have the form that the documentation gives."
     return rule.rstrip(".") + "."
 
 
@@ -51,6 +54,7 @@ STATUS: Mapping[type[TaxiError], HTTPStatus] = {
     NaiveInstant: HTTPStatus.BAD_REQUEST,
     InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotFound: HTTPStatus.NOT_FOUND,
+    VersionMismatch: HTTPStatus.PRECONDITION_FAILED,
     Refused: HTTPStatus.CONFLICT,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     TaxiError: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -150,7 +154,7 @@ def _detail(error: HTTPException, status: HTTPStatus) -> str:
 
 def _wrong_parameters(request: Request[Any, Any, Any], error: ValidationException) -> Problem:
     given: list[Any] = error.extra if isinstance(error.extra, list) else []
-    errors = [_field_error(request, each) for each in given]
+    errors = [_field_error(request, each) for each in given if not _may_lack(request, each)]
     missing = re.match(r"Missing required \w+ parameter '(.+?)'", error.detail)
     if missing:
         errors = [FieldError(missing.group(1), "It is required.")]
@@ -161,6 +165,12 @@ def _wrong_parameters(request: Request[Any, Any, Any], error: ValidationExceptio
         detail=" ".join(f"{each.field}: {each.rule}" for each in errors) or error.detail,
         errors=errors or msgspec.UNSET,
     )
+
+
+def _may_lack(request: Request[Any, Any, Any], given: Mapping[str, str]) -> bool:
+    """Whether the framework complains of a body that may be left out, beside what is wrong."""
+    body = request.route_handler.parsed_fn_signature.parameters.get("data")
+    return given.get("key") == "data" and body is not None and body.has_default
 
 
 def _field_error(request: Request[Any, Any, Any], given: Mapping[str, str]) -> FieldError:

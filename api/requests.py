@@ -32,6 +32,7 @@ EndQuery = Annotated[str, _END]
 # The parameter is declared around the whole union: within it, its rules would be lost.
 OptionalStartQuery = Annotated[str | None, _START]
 OptionalEndQuery = Annotated[str | None, _END]
+OptionalFlagQuery = Annotated[bool | None, QueryParameter()]
 OptionalIdQuery = Annotated[int | None, QueryParameter(ge=1, le=ID_MAX)]
 _FLEET = QueryParameter(
     min_length=1, max_length=100, pattern=PRINTABLE, description="Only drivers of this fleet."

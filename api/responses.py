@@ -14,6 +14,7 @@ _DESCRIPTIONS = {
     HTTPStatus.BAD_REQUEST: "The body is not JSON, or an instant carries no offset.",
     HTTPStatus.NOT_FOUND: "There is nothing with that id.",
     HTTPStatus.CONFLICT: "The present state of things forbids it.",
+    HTTPStatus.PRECONDITION_FAILED: "The booking is not at the version of `If-Match` any more.",
     HTTPStatus.CONTENT_TOO_LARGE: "The body is too large.",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is not application/json.",
     HTTPStatus.UNPROCESSABLE_ENTITY: "A field breaks a rule; `errors` names both.",
@@ -22,6 +23,12 @@ _DESCRIPTIONS = {
 
 LOCATION = ResponseHeader(
     name="Location", description="Where the new resource is.", documentation_only=True, value=""
+)
+ETAG = ResponseHeader(
+    name="ETag",
+    description="The booking's version, for `If-Match`.",
+    documentation_only=True,
+    value="",
 )
 
 
@@ -37,10 +44,10 @@ class BodyMayBeLeftOut(Operation):
 def problems(*statuses: HTTPStatus) -> dict[int, ResponseSpec]:
     """The problems a route may answer with, beside those that every route may."""
     every = {HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE, *statuses}
-    return {status: _problem(status, Problem) for status in sorted(every)} | {
+    return {status: problem_spec(status, Problem) for status in sorted(every)} | {
         # A parameter that does not fit is a 422 here; without this line the framework
         # would document its own 400.
-        400: _problem(HTTPStatus.BAD_REQUEST, Problem)
+        400: problem_spec(HTTPStatus.BAD_REQUEST, Problem)
     }
 
 
@@ -56,10 +63,11 @@ def body_problems(*statuses: HTTPStatus) -> dict[int, ResponseSpec]:
 
 def booking_problems(*statuses: HTTPStatus) -> dict[int, ResponseSpec]:
     """The problems of a route that books; its 409 says what is free instead."""
-    return body_problems(*statuses) | {409: _problem(HTTPStatus.CONFLICT, BookingProblem)}
+    return body_problems(*statuses) | {409: problem_spec(HTTPStatus.CONFLICT, BookingProblem)}
 
 
-def _problem(status: HTTPStatus, shape: type[Problem]) -> ResponseSpec:
+def problem_spec(status: HTTPStatus, shape: type[Problem]) -> ResponseSpec:
+    """How a problem of that shape is documented."""
     return ResponseSpec(
         shape, description=_DESCRIPTIONS[status], media_type=MEDIA_TYPE, generate_examples=False
     )

@@ -1,5 +1,6 @@
 """What every handler stands on, built once by `create_app`."""
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,12 +14,16 @@ from api.structs import BookingProblem, Conflict, Offer, Problem
 from booking.bookings import BookingRequest
 from booking.calendars import Held
 from booking.errors import BookingConflict, NoDriverFree, TaxiError, Unavailable
+from booking.overrun import Policy, Remedy
 from booking.postgres import reads
 from booking.postgres.advice import Advice
 from booking.postgres.database import Database
 from booking.postgres.follower import Follower
 from booking.postgres.ledger import PostgresLedger
+from booking.postgres.overruns import Overrun
 from booking.time_window import TimeWindow
+
+logger = logging.getLogger(__name__)
 
 ALTERNATIVES_MAX = 5
 """Free drivers that a refusal offers."""
@@ -34,10 +39,23 @@ class Service:
     follower: Follower
     advice: Advice
     commands: Commands
+    policy: Policy
 
     async def look[T](self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work` in a transaction that may only read."""
         return await self.database.transact(work, read_only=True)
+
+    def note_overrun(self, overrun: Overrun) -> None:
+        """Let this process see at once what a late trip has moved."""
+        for booking in (*[each.booking for each in overrun.moved], overrun.trip):
+            self.advice.note(booking)
+        for each in overrun.moved:
+            if each.remedy is Remedy.CALL_DISPATCHER:
+                logger.warning(
+                    "Booking %s will be %.0f minutes late, and nobody else is free.",
+                    each.booking.id,
+                    each.late_s / 60,
+                )
 
     async def explain(self, error: TaxiError, request: BookingRequest) -> Problem:
         """The problem of a booking that was refused, with what is free instead."""
@@ -68,6 +86,18 @@ class Service:
             return problem_of(error)
         moving = await self.look(lambda c: reads.booking(c, booking_id))
         return await self.explain(error, BookingRequest(moving.rider_id, window, moving.driver_id))
+
+    async def explain_reassignment(
+        self, error: TaxiError, booking_id: int, driver_id: int | None
+    ) -> Problem:
+        """The problem of a booking that could not be given to another driver, likewise."""
+        if not isinstance(error, BookingConflict | NoDriverFree):
+            return problem_of(error)
+        moving = await self.look(lambda c: reads.booking(c, booking_id))
+        fleet = (await self.look(lambda c: reads.driver(c, moving.driver_id))).fleet
+        return await self.explain(
+            error, BookingRequest(moving.rider_id, moving.window, driver_id, fleet)
+        )
 
     async def alternatives(
         self, request: BookingRequest, conflicts: Sequence[Held]

@@ -11,6 +11,7 @@ from booking.postgres.schema import SHIPPED, SHIPPED_ALLOCATOR
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +35,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that may wait for a connection; one more is turned away at once."""
     wait_s_max: Seconds = 5.0
     statement_s_max: Seconds = 5.0
+    tolerance_s: NotNegative = 300
+    """How late a booking may come without its rider being asked."""
+    may_push_back_s: NotNegative = 900
+    """How late it may come if the rider is told; beyond that another driver is looked for."""
     idempotency_hours: Count = 24
     """How long an idempotency key is remembered."""
 

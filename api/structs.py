@@ -5,15 +5,21 @@ taken for one that was left out. Every instant comes and goes as RFC 3339 with
 an offset, and goes as UTC.
 """
 
-from datetime import datetime
+from calendar import Day
+from datetime import date, datetime, time
+from enum import StrEnum
 from typing import Annotated, Self
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from booking.bookings import Booking, BookingRequest, BookingState
+from booking.bookings import HOLD_S_MAX, Booking, BookingRequest, BookingState
 from booking.calendars import Held
 from booking.drivers import MAIN_FLEET, Driver, Rider
-from booking.errors import EmptyWindow, InvalidInput
+from booking.errors import BookingConflict, EmptyWindow, InvalidInput
+from booking.overrun import Remedy
+from booking.postgres.overruns import Overrun
+from booking.postgres.series import OnConflict, Outcome, Series, SeriesRequest, StoredSeries
+from booking.recurrence import INTERVAL_WEEKS_MAX, OCCURRENCES_MAX, Adjustment, Recurrence
 from booking.time_window import TimeWindow, utc
 
 ID_MAX = 2**53 - 1
@@ -39,6 +45,23 @@ ZoneName = Annotated[
 _RFC_3339 = "RFC 3339 with its offset from UTC."
 Instant = Annotated[datetime, Meta(description=_RFC_3339, examples=["2026-12-01T09:00:00Z"])]
 End = Annotated[datetime, Meta(description=_RFC_3339, examples=["2026-12-01T09:30:00Z"])]
+HoldSeconds = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=HOLD_S_MAX,
+        description="Hold the time for so many seconds, to be confirmed by then.",
+        examples=[300],
+    ),
+]
+WallClock = Annotated[
+    str,
+    Meta(
+        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$",
+        description="By the clock on the wall, hours and minutes.",
+        examples=["07:30"],
+    ),
+]
 Reason = Annotated[str, Meta(max_length=500, pattern=r"^[^\x00]*$", examples=["flight cancelled"])]
 
 
@@ -102,6 +125,7 @@ class BookingIn(Struct, forbid_unknown_fields=True):
     predicted_end: End
     driver_id: Id | None = None
     fleet: FleetName | None = None
+    hold_s: HoldSeconds | None = None
 
     def request(self) -> BookingRequest:
         """What the ledger is asked.
@@ -116,6 +140,7 @@ class BookingIn(Struct, forbid_unknown_fields=True):
             window=window_of(self.start, self.predicted_end, end_field="predicted_end"),
             driver_id=self.driver_id,
             fleet=self.fleet or MAIN_FLEET,
+            hold_s=self.hold_s,
         )
 
 
@@ -132,6 +157,11 @@ class BookingOut(Struct):
     actual_start: Instant | None
     actual_end: Instant | None
     cancel_reason: str | None
+    promised_start: Instant | None
+    late_s: float
+    held_until: Instant | None
+    series_id: Id | None
+    version: int
 
     @classmethod
     def of(cls, booking: Booking) -> Self:
@@ -147,6 +177,46 @@ class BookingOut(Struct):
             booking.actual_start,
             booking.actual_end,
             booking.cancel_reason,
+            booking.promised_start,
+            booking.late_s,
+            booking.held_until,
+            booking.series_id,
+            booking.version,
+        )
+
+
+class NewEnd(Struct, forbid_unknown_fields=True):
+    """When a trip that is under way will end, as it looks now."""
+
+    predicted_end: End
+
+
+class MovedOut(Struct):
+    """A booking that a late trip has moved, and what was done about it.
+
+    `late_s` counts from what its rider was first promised.
+    """
+
+    booking: BookingOut
+    remedy: Remedy
+    late_s: float
+
+
+class OverrunOut(Struct):
+    """A trip with its new predicted end, and every booking that had to move for it."""
+
+    booking: BookingOut
+    moved: list[MovedOut]
+
+    @classmethod
+    def of(cls, overrun: Overrun) -> Self:
+        """As it goes over the wire."""
+        return cls(
+            BookingOut.of(overrun.trip),
+            [
+                MovedOut(BookingOut.of(each.booking), each.remedy, each.late_s)
+                for each in overrun.moved
+            ],
         )
 
 
@@ -155,6 +225,12 @@ class NewTime(Struct, forbid_unknown_fields=True):
 
     start: Instant
     predicted_end: End
+
+
+class NewDriver(Struct, forbid_unknown_fields=True):
+    """The driver to whom a booking is given; without one, whoever of the fleet is free."""
+
+    driver_id: Id | None = None
 
 
 class Cancellation(Struct, forbid_unknown_fields=True):
@@ -206,6 +282,162 @@ class Conflict(Struct):
         return cls(held.booking_id, held.window.start, held.window.end)
 
 
+class Weekday(StrEnum):
+    """A day of the week."""
+
+    MONDAY = "monday"
+    TUESDAY = "tuesday"
+    WEDNESDAY = "wednesday"
+    THURSDAY = "thursday"
+    FRIDAY = "friday"
+    SATURDAY = "saturday"
+    SUNDAY = "sunday"
+
+    @property
+    def day(self) -> Day:
+        """As the calendar counts them."""
+        return Day[self.name]
+
+
+class RecurrenceBody(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A wish by the clock on the wall. It ends with `last_date`, or after `count` occurrences."""
+
+    zone: ZoneName
+    wall_clock: WallClock
+    duration_s: Annotated[int, Meta(ge=1, le=86_400, examples=[1800])]
+    weekdays: Annotated[list[Weekday], Meta(min_length=1, max_length=7, examples=[["monday"]])]
+    first_date: Annotated[date, Meta(examples=["2027-01-04"])]
+    last_date: date | None = None
+    count: Annotated[int, Meta(ge=1, le=OCCURRENCES_MAX, examples=[10])] | None = None
+    interval_weeks: Annotated[int, Meta(ge=1, le=INTERVAL_WEEKS_MAX)] = 1
+
+    def recurrence(self) -> Recurrence:
+        """What is meant. Raises as `Recurrence` does."""
+        try:
+            # The pattern lets a newline behind it pass, as Python reads it.
+            wall_clock = time.fromisoformat(self.wall_clock)
+        except ValueError:
+            raise InvalidInput("It must be HH:MM.", field="wall_clock") from None
+        return Recurrence(
+            self.zone,
+            wall_clock,
+            self.duration_s,
+            frozenset(weekday.day for weekday in self.weekdays),
+            self.first_date,
+            self.last_date,
+            self.count,
+            self.interval_weeks,
+        )
+
+    @classmethod
+    def of(cls, recurrence: Recurrence) -> Self:
+        """As it goes over the wire."""
+        return cls(
+            recurrence.zone,
+            recurrence.wall_clock.strftime("%H:%M"),
+            recurrence.duration_s,
+            [Weekday[day.name] for day in sorted(recurrence.weekdays)],
+            recurrence.first_date,
+            recurrence.last_date,
+            recurrence.count,
+            recurrence.interval_weeks,
+        )
+
+
+class SeriesIn(Struct, forbid_unknown_fields=True):
+    """A series that is asked for: of one driver, or each time of any free driver of a fleet."""
+
+    rider_id: Id
+    recurrence: RecurrenceBody
+    driver_id: Id | None = None
+    fleet: FleetName | None = None
+    on_conflict: OnConflict = OnConflict.ALL_OR_NOTHING
+
+    def request(self) -> SeriesRequest:
+        """What the ledger is asked. Raises `InvalidInput` that names the field."""
+        if self.driver_id is not None and self.fleet is not None:
+            raise InvalidInput("Name a driver or a fleet, not both.", field="fleet")
+        try:
+            return SeriesRequest.of(
+                self.recurrence.recurrence(),
+                self.on_conflict,
+                self.rider_id,
+                self.driver_id,
+                self.fleet or MAIN_FLEET,
+            )
+        except InvalidInput as error:
+            raise type(error)(error.message, field=f"recurrence.{error.field}") from None
+
+
+class OccurrenceOut(Struct):
+    """What became of one occurrence. `adjustment` says what the clocks' changing did to it."""
+
+    local_date: date
+    start: Instant
+    predicted_end: End
+    adjustment: Adjustment
+    booking: BookingOut | None
+    refusal: str | None
+    conflicts: list[Conflict]
+
+    @classmethod
+    def of(cls, outcome: Outcome, *, booked: bool = True) -> Self:
+        """As it goes over the wire; not `booked`, if all of it was rolled back."""
+        occurrence, booking, refusal = outcome
+        conflicts = refusal.conflicts if isinstance(refusal, BookingConflict) else ()
+        return cls(
+            occurrence.local_date,
+            occurrence.window.start,
+            occurrence.window.end,
+            occurrence.adjustment,
+            BookingOut.of(booking) if booking is not None and booked else None,
+            None if refusal is None else refusal.message,
+            [Conflict.of(held) for held in conflicts],
+        )
+
+
+class SeriesOut(Struct):
+    """A series that was booked, with the answer to each occurrence."""
+
+    id: Id
+    rider_id: Id
+    recurrence: RecurrenceBody
+    created_at: Instant
+    occurrences: list[OccurrenceOut]
+
+    @classmethod
+    def of(cls, series: Series) -> Self:
+        """As it goes over the wire."""
+        return cls(
+            series.id,
+            series.rider_id,
+            RecurrenceBody.of(series.recurrence),
+            series.created_at,
+            [OccurrenceOut.of(each) for each in series.outcomes],
+        )
+
+
+class SeriesDetail(Struct):
+    """A series as it stands now: what was meant, and its bookings in order of start."""
+
+    id: Id
+    rider_id: Id
+    recurrence: RecurrenceBody
+    created_at: Instant
+    bookings: list[BookingOut]
+
+    @classmethod
+    def of(cls, series: StoredSeries) -> Self:
+        """As it goes over the wire."""
+        return cls(
+            series.id,
+            series.rider_id,
+            RecurrenceBody.of(series.recurrence),
+            series.created_at,
+            [BookingOut.of(each) for each in series.bookings],
+        )
+
+
 class Check(Struct):
     """What a booking would meet if it were made now."""
 
@@ -254,6 +486,20 @@ class Agenda(Struct):
     items: list[BookingOut]
 
 
+class ScheduleRow(Struct):
+    """A driver, and what they have, in order of start."""
+
+    driver: DriverOut
+    bookings: list[BookingOut]
+
+
+class Schedule(Struct):
+    """A whole fleet at `as_of`."""
+
+    items: list[ScheduleRow]
+    as_of: Instant
+
+
 class Gaps(Struct):
     """When a driver is free, in order."""
 
@@ -283,6 +529,12 @@ class BookingProblem(Problem, kw_only=True):
     conflicts: list[Conflict] | UnsetType = UNSET
     next_free: Offer | UnsetType | None = UNSET
     free_drivers: list[Id] | UnsetType = UNSET
+
+
+class SeriesProblem(Problem, kw_only=True):
+    """Why a series was refused: the answer to each of its occurrences."""
+
+    occurrences: list[OccurrenceOut] | UnsetType = UNSET
 
 
 class ProblemType(Struct):

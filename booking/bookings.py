@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from booking.drivers import MAIN_FLEET
-from booking.errors import IllegalTransition, TooLong
+from booking.errors import IllegalTransition, InvalidInput, TooLong
 from booking.time_window import TimeWindow
 
 
@@ -19,6 +19,8 @@ class BookingState(StrEnum):
     IN_PROGRESS = "in_progress"
     COMPLETED = "completed"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    """It was held, and nobody confirmed it in time."""
     NO_SHOW = "no_show"
 
     @property
@@ -35,18 +37,24 @@ class BookingState(StrEnum):
 ACTIVE_STATES = frozenset({BookingState.HELD, BookingState.CONFIRMED, BookingState.IN_PROGRESS})
 
 TRANSITIONS: Mapping[BookingState, frozenset[BookingState]] = {
-    BookingState.HELD: frozenset({BookingState.CONFIRMED, BookingState.CANCELLED}),
+    BookingState.HELD: frozenset(
+        {BookingState.CONFIRMED, BookingState.CANCELLED, BookingState.EXPIRED}
+    ),
     BookingState.CONFIRMED: frozenset(
         {BookingState.IN_PROGRESS, BookingState.CANCELLED, BookingState.NO_SHOW}
     ),
     BookingState.IN_PROGRESS: frozenset({BookingState.COMPLETED, BookingState.CANCELLED}),
     BookingState.COMPLETED: frozenset(),
     BookingState.CANCELLED: frozenset(),
+    BookingState.EXPIRED: frozenset(),
     BookingState.NO_SHOW: frozenset(),
 }
 """From each state, the states it may become. Nothing leaves a final state, so
 time that was given back is never taken again by a booking come back to life."""
 
+
+HOLD_S_MAX = 900
+"""The longest hold, in seconds: time that nobody else can have is not kept for nothing."""
 
 LONGEST = timedelta(hours=24)
 """The longest booking. Whoever looks for what overlaps a window looks back this far."""
@@ -76,17 +84,23 @@ def check_movable(present: BookingState) -> None:
 class BookingRequest:
     """What a rider asks for: `window`, with `driver_id` or (None) any free driver of `fleet`.
 
-    Raises `TooLong` for a window of more than `LONGEST`.
+    With `hold_s` the time is held for so many seconds, to be confirmed by then.
+
+    Raises `TooLong` for a window of more than `LONGEST`, and `InvalidInput` for a hold
+    that is not between 1 and `HOLD_S_MAX` seconds.
     """
 
     rider_id: int
     window: TimeWindow
     driver_id: int | None = None
     fleet: str = MAIN_FLEET
+    hold_s: int | None = None
 
     def __post_init__(self) -> None:
         if self.window.duration > LONGEST:
             raise TooLong(field="predicted_end")
+        if self.hold_s is not None and not 1 <= self.hold_s <= HOLD_S_MAX:
+            raise InvalidInput(f"Time is held for 1 to {HOLD_S_MAX} seconds.", field="hold_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +121,27 @@ class Booking:
     actual_start: datetime | None = None
     actual_end: datetime | None = None
     cancel_reason: str | None = None
+    promised_start: datetime | None = None
+    """When the rider was first promised to be fetched, if a trip before it has made it later."""
+    held_until: datetime | None = None
+    """Until when the time is held, while it is; after that it must not be confirmed any more."""
+    series_id: int | None = None
+    """The recurrence that it is an occurrence of, if any."""
+    version: int = 1
+    """How often it was written: whoever has seen an older version has not seen this one."""
 
     @property
     def window(self) -> TimeWindow:
         """The trip as booked, `[start, predicted_end)`."""
         return TimeWindow(self.start, self.predicted_end)
+
+    @property
+    def began(self) -> datetime:
+        """When the trip began, or else when it will."""
+        return self.actual_start or self.start
+
+    @property
+    def late_s(self) -> float:
+        """How much later than promised the trip began, or will, in seconds."""
+        late = self.began - (self.promised_start or self.start)
+        return max(late.total_seconds(), 0) if self.promised_start else 0

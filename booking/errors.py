@@ -62,6 +62,10 @@ class UnknownBooking(NotFound):
     """There is no booking with that id."""
 
 
+class UnknownSeries(NotFound):
+    """There is no series with that id."""
+
+
 class UnknownProblem(NotFound):
     """There is no problem of that name."""
 
@@ -92,6 +96,18 @@ class DriverStillBooked(Refused):
 
 class IllegalTransition(Refused):
     """The booking's state does not allow that step."""
+
+
+class HoldLapsed(Refused):
+    """The hold has lapsed; its time may be somebody else's by now."""
+
+
+class TooEarly(Refused):
+    """That cannot be said of a booking before its start."""
+
+
+class VersionMismatch(Refused):
+    """The booking has been changed since; read it again."""
 
 
 class KeyInUse(Refused):

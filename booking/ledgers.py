@@ -47,21 +47,36 @@ class Ledger(Protocol):
         *,
         at: datetime | None = None,
         reason: str | None = None,
+        version: int | None = None,
     ) -> Booking:
         """Take one step in the booking's life; time that becomes free is free at once.
 
-        `at` is the actual start or end, now if omitted. Raises `UnknownBooking`,
-        `IllegalTransition`, or `InvalidInput` when the actual end would not be
-        after the actual start.
+        `at` is the actual start or end, now if omitted. With `version`, only if the
+        booking is still that one. Raises `UnknownBooking`, `VersionMismatch`,
+        `IllegalTransition`, `HoldLapsed` for a hold that is confirmed too late,
+        `TooEarly` for a rider who is missed before the start, or `InvalidInput`
+        when the actual end would not be after the actual start.
         """
         ...
 
-    async def reschedule(self, booking_id: int, window: TimeWindow) -> Booking:
+    async def reschedule(
+        self, booking_id: int, window: TimeWindow, *, version: int | None = None
+    ) -> Booking:
         """Move the booking to another time of the same driver, or leave it where it is.
 
         The old time is free once the new one is held, and never if it is not; a
-        booking is not in its own way. Raises `UnknownBooking`,
+        booking is not in its own way. Raises `UnknownBooking`, `VersionMismatch`,
         `IllegalTransition` if the trip has begun or the booking is final,
-        `BookingConflict`, `DriverRetired`, or `TooLong`.
+        `HoldLapsed`, `BookingConflict`, `DriverRetired`, or `TooLong`.
+        """
+        ...
+
+    async def reassign(
+        self, booking_id: int, driver_id: int | None, *, version: int | None = None
+    ) -> Booking:
+        """Give the booking to another driver, or (None) to any who is free, at the same time.
+
+        It stays with its driver if it cannot be had by the other. Raises as
+        `reschedule` does, and `NoDriverFree` or `UnknownDriver`.
         """
         ...

@@ -174,7 +174,8 @@ class Recurrence:
             return None
         # Added in UTC, where a duration is one: on the wall clock an hour may be none, or two.
         start = utc(wanted, "first_date")
-        window = TimeWindow(start, start + timedelta(seconds=self.duration_s))
+        end = utc(start + timedelta(seconds=self.duration_s), "first_date")
+        window = TimeWindow(start, end)
         return Occurrence(local_date, window, _adjustment(forward))
 
 

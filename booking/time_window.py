@@ -87,7 +87,7 @@ class TimeWindow:
         """A window of the same duration that begins at `start`."""
         # Added to a local time, a duration would be counted on the wall clock.
         start = utc(start, "start")
-        return type(self)(start, start + self.duration)
+        return type(self)(start, utc(start + self.duration, "end"))
 
     def __str__(self) -> str:
         return f"[{self.start.isoformat()}, {self.end.isoformat()})"

@@ -96,6 +96,8 @@ RULES = (
         exceptions=(
             ("api/idempotency.py", "sqlalchemy"),  # keys are kept in the same database
             ("api/osrm.py", "httpx"),  # asks a routing engine
+            ("api/ical.py", "icalendar"),  # writes what calendar programs read
+            ("api/client.py", "httpx"),  # asks the service, as others do
         ),
     ),
     Rule("api/routes/*.py", ("booking", "api", *WEB, CONNECTION)),

@@ -23,6 +23,7 @@ from tests.world import hours
 ALLOWED = {
     ("held", "confirmed"),
     ("held", "cancelled"),
+    ("held", "expired"),
     ("confirmed", "in_progress"),
     ("confirmed", "cancelled"),
     ("confirmed", "no_show"),
@@ -55,7 +56,7 @@ def test_every_pair_of_states_was_looked_at() -> None:
 
 def test_nothing_leaves_a_final_state_and_no_final_state_holds_time() -> None:
     final = {state for state in BookingState if not TRANSITIONS[state]}
-    assert final == {"completed", "cancelled", "no_show"}
+    assert final == {"completed", "cancelled", "expired", "no_show"}
     assert final.isdisjoint(ACTIVE_STATES)
     for state in final:
         with pytest.raises(IllegalTransition, match="final"):

@@ -225,7 +225,10 @@ async def test_what_cannot_be_read_touches_everything(fresh_url: str) -> None:
     lock = catalogue.footprint("SELECT id FROM drivers WHERE id = $1 FOR NO KEY UPDATE")
     assert lock == Footprint(frozenset({"drivers"}), writes=frozenset({"drivers"}))
     write = catalogue.footprint("INSERT INTO bookings (id) VALUES ($1)")
-    assert (write.writes, write.shares) == ({"bookings"}, {"drivers", "riders"})
+    assert (write.writes, write.shares) == (
+        {"bookings"},
+        {"drivers", "riders", "booking_series"},
+    )
     rows = [catalogue.footprint(BY_ID, [each], [7, 8]).writes for each in (7, 8, 9)]
     assert rows[:2] == [{"bookings#0"}, {"bookings#1"}]
     assert rows[2] == {"bookings", "bookings#0", "bookings#1"}

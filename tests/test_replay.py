@@ -18,6 +18,8 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
+from api import client as client_module
+from api.client import NoService
 from booking.errors import InvalidInput
 from booking.postgres.database import parse_url
 from booking.postgres.embedded import EmbeddedPostgres
@@ -25,7 +27,7 @@ from loadtest.trips import files as trips_module
 from loadtest.trips import replay as replay_module
 from loadtest.trips.demand import Demand, exactly, write
 from loadtest.trips.files import Order, Trip, TripFile, in_order, most_at_once
-from loadtest.trips.replay import NoService, Plan, Replay, Tally
+from loadtest.trips.replay import Plan, Replay, Tally
 from tests.conftest import open_directory
 
 TAXI = Path(sys.executable).with_name("taxi")
@@ -196,7 +198,7 @@ def test_many_clients_with_shuffled_and_named_trips_leave_no_double_booking(url:
 def test_verification_finds_what_is_there_and_misses_what_is_not(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay_module, "_PAGE", 7)  # several pages of 20 bookings
+    monkeypatch.setattr(client_module, "PAGE_ITEMS", 7)  # several pages of 20 bookings
     replay = replayed(plan_for(url, "verified"), made_trips(20))
     found = asyncio.run(replay.verify())
     assert (found.found, found.missing, found.unacknowledged, found.error) == (20, [], 0, None)

@@ -14,6 +14,11 @@ from booking.errors import InvalidInput, TaxiError
 
 COMMANDS = (
     "serve",
+    "book",
+    "confirm",
+    "cancel",
+    "agenda",
+    "bookings",
     "replay",
     "demand",
     "strategies",

@@ -26,6 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from api.cli.remote import json_option, url_option
 from booking.drivers import check_zone
 from loadtest.history import percentiles_ms
 from loadtest.trips.files import Order, Trip, TripFile, in_order
@@ -49,7 +50,7 @@ _INTERRUPTED = 130
     type=click.IntRange(min=1),
     help="How many drivers the replay's own fleet has.",
 )
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The service.")
+@url_option
 @click.option(
     "--clients",
     type=click.IntRange(1, 1_000),
@@ -85,7 +86,7 @@ _INTERRUPTED = 130
     help="Seconds for which a trip is sent again when turned away or not answered.",
 )
 @click.option("--verify", is_flag=True, help="Look up afterwards every booking acknowledged.")
-@click.option("--json", "as_json", is_flag=True, help="Report as one JSON object.")
+@json_option
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(
     file: Path,

@@ -1,13 +1,21 @@
 """`/bookings`: the reason for all the rest."""
 
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated
 
 from litestar import Controller, Response, get, post
 from litestar.di import NamedDependency
 from litestar.enums import RequestEncodingType
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
-from litestar.params import BodyKwarg, JSONBody, PathParameter, QueryParameter
+from litestar.params import (
+    BodyKwarg,
+    HeaderParameter,
+    JSONBody,
+    PathParameter,
+    QueryParameter,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import metrics
@@ -16,13 +24,21 @@ from api.pages import CursorQuery, page_of, read_start_cursor
 from api.requests import (
     LimitQuery,
     OptionalEndQuery,
+    OptionalFlagQuery,
     OptionalFleetQuery,
     OptionalIdQuery,
     OptionalStartQuery,
     StrictRequest,
     parse_instant,
 )
-from api.responses import LOCATION, BodyMayBeLeftOut, body_problems, booking_problems, problems
+from api.responses import (
+    ETAG,
+    LOCATION,
+    BodyMayBeLeftOut,
+    body_problems,
+    booking_problems,
+    problems,
+)
 from api.service import Service
 from api.structs import (
     ID_MAX,
@@ -33,15 +49,47 @@ from api.structs import (
     Check,
     Conflict,
     Happened,
+    NewDriver,
+    NewEnd,
     NewTime,
+    OverrunOut,
     window_of,
 )
-from booking.bookings import BookingState
+from booking.bookings import Booking, BookingState
 from booking.calendars import Held
 from booking.errors import DriverRetired
 from booking.postgres import reads
+from booking.postgres.overruns import Overrun, report_end_in
+from booking.time_window import utc
 
 BookingPath = Annotated[int, PathParameter(ge=1, le=ID_MAX)]
+IfMatchHeader = Annotated[
+    str | None,
+    HeaderParameter(
+        name="If-Match",
+        pattern=r'^(\*|"[0-9]{1,18}")$',
+        description="The `ETag` of the booking as it was seen. If it has been changed since,"
+        " nothing is done, and the answer is a 412.",
+    ),
+]
+
+
+def etag_of(booking: Booking | Overrun) -> str:
+    """The version of a booking as an entity tag (RFC 9110, section 8.8.3)."""
+    return f'"{booking.version}"'
+
+
+def version_of(if_match: str | None) -> int | None:
+    """The version that a request insists on; None if any will do."""
+    return None if if_match in {None, "*"} else int(str(if_match).strip('"'))
+
+
+def _step_problems() -> dict[int, ResponseSpec]:
+    return body_problems(HTTPStatus.NOT_FOUND, HTTPStatus.PRECONDITION_FAILED)
+
+
+def _move_problems() -> dict[int, ResponseSpec]:
+    return booking_problems(HTTPStatus.NOT_FOUND, HTTPStatus.PRECONDITION_FAILED)
 
 
 BookingBody = Annotated[
@@ -79,7 +127,7 @@ class BookingsController(Controller):
 
     @post(
         responses=booking_problems(HTTPStatus.NOT_FOUND),
-        response_headers=[LOCATION],
+        response_headers=[LOCATION, ETAG],
         operation_id="book",
     )
     async def book(
@@ -92,6 +140,7 @@ class BookingsController(Controller):
         """Book a driver, or any free driver of a fleet.
 
         Leave out `driver_id` to have any driver who is free for the whole time.
+        With `hold_s` the time is held, and lost if the booking is not confirmed by then.
         A refusal names the bookings in the way and offers what is free instead.
         """
         wanted = data.request()
@@ -103,6 +152,7 @@ class BookingsController(Controller):
             note=service.advice.note,
             status=HTTPStatus.CREATED,
             collection="/bookings",
+            etag=etag_of,
         )
         return await metrics.count_booking(service.commands.run(request, idempotency_key, command))
 
@@ -143,18 +193,24 @@ class BookingsController(Controller):
         rider_id: OptionalIdQuery = None,
         fleet: OptionalFleetQuery = None,
         booking_state: Annotated[BookingState | None, QueryParameter(name="state")] = None,
+        at_risk: OptionalFlagQuery = None,
         start: OptionalStartQuery = None,
         end: OptionalEndQuery = None,
         limit: LimitQuery = 100,
         cursor: CursorQuery = None,
     ) -> BookingPage:
-        """List bookings in order of start; a booking must overlap `[start, end)`, if given."""
+        """List bookings in order of start; a booking must overlap `[start, end)`, if given.
+
+        With `at_risk=true`, only those that will start later than promised.
+        """
         after = read_start_cursor(cursor)
         from_ = None if start is None else parse_instant(start, "start")
         until = None if end is None else parse_instant(end, "end")
         if from_ is not None and until is not None:
             window_of(from_, until)
-        wanted = reads.BookingFilter(driver_id, rider_id, booking_state, from_, until, fleet)
+        wanted = reads.BookingFilter(
+            driver_id, rider_id, booking_state, from_, until, fleet, at_risk
+        )
         rows = await service.look(
             lambda connection: reads.list_bookings(connection, wanted, after=after, limit=limit + 1)
         )
@@ -162,15 +218,44 @@ class BookingsController(Controller):
             BookingPage, rows, limit, BookingOut.of, lambda booking: (booking.start, booking.id)
         )
 
-    @get("/{booking_id:int}", responses=problems(HTTPStatus.NOT_FOUND), operation_id="get_booking")
-    async def read(self, booking_id: BookingPath, service: NamedDependency[Service]) -> BookingOut:
+    @get(
+        "/{booking_id:int}",
+        responses=problems(HTTPStatus.NOT_FOUND),
+        response_headers=[ETAG],
+        operation_id="get_booking",
+    )
+    async def read(
+        self, booking_id: BookingPath, service: NamedDependency[Service]
+    ) -> Response[BookingOut]:
         """Read one booking."""
-        return BookingOut.of(await service.look(lambda c: reads.booking(c, booking_id)))
+        booking = await service.look(lambda c: reads.booking(c, booking_id))
+        return Response(BookingOut.of(booking), headers={"ETag": etag_of(booking)})
+
+    @post(
+        "/{booking_id:int}/confirm",
+        status_code=HTTPStatus.OK,
+        responses=_step_problems(),
+        response_headers=[ETAG],
+        operation_id="confirm_booking",
+    )
+    async def confirm(
+        self,
+        booking_id: BookingPath,
+        service: NamedDependency[Service],
+        request: StrictRequest,
+        if_match: IfMatchHeader = None,
+        idempotency_key: KeyHeader = None,
+    ) -> Response[BookingOut]:
+        """Confirm a booking whose time is held, before the hold lapses."""
+        return await _step(
+            service, request, idempotency_key, if_match, booking_id, BookingState.CONFIRMED
+        )
 
     @post(
         "/{booking_id:int}/cancel",
         status_code=HTTPStatus.OK,
-        responses=body_problems(HTTPStatus.NOT_FOUND),
+        responses=_step_problems(),
+        response_headers=[ETAG],
         operation_id="cancel_booking",
         operation_class=BodyMayBeLeftOut,
     )
@@ -180,23 +265,26 @@ class BookingsController(Controller):
         service: NamedDependency[Service],
         request: StrictRequest,
         data: JSONBody[Cancellation] | None = None,
+        if_match: IfMatchHeader = None,
         idempotency_key: KeyHeader = None,
     ) -> Response[BookingOut]:
         """Cancel a booking that is not finished; its time is free at once."""
         reason = None if data is None else data.reason
-        command = Command(
-            lambda connection: service.ledger.change_state_in(
-                connection, booking_id, BookingState.CANCELLED, reason=reason
-            ),
-            BookingOut.of,
-            note=service.advice.note,
+        return await _step(
+            service,
+            request,
+            idempotency_key,
+            if_match,
+            booking_id,
+            BookingState.CANCELLED,
+            reason=reason,
         )
-        return await service.commands.run(request, idempotency_key, command)
 
     @post(
         "/{booking_id:int}/reschedule",
         status_code=HTTPStatus.OK,
-        responses=booking_problems(HTTPStatus.NOT_FOUND),
+        responses=_move_problems(),
+        response_headers=[ETAG],
         operation_id="reschedule_booking",
     )
     async def reschedule(
@@ -205,6 +293,7 @@ class BookingsController(Controller):
         data: JSONBody[NewTime],
         service: NamedDependency[Service],
         request: StrictRequest,
+        if_match: IfMatchHeader = None,
         idempotency_key: KeyHeader = None,
     ) -> Response[BookingOut]:
         """Move a booking to another time of the same driver, or leave it where it is.
@@ -213,18 +302,58 @@ class BookingsController(Controller):
         way, so it can be moved by less than it lasts.
         """
         window = window_of(data.start, data.predicted_end, end_field="predicted_end")
+        version = version_of(if_match)
         command = Command(
-            lambda connection: service.ledger.reschedule_in(connection, booking_id, window),
+            lambda connection: service.ledger.reschedule_in(
+                connection, booking_id, window, version
+            ),
             BookingOut.of,
             explain=lambda error: service.explain_move(error, booking_id, window),
             note=service.advice.note,
+            etag=etag_of,
+        )
+        return await service.commands.run(request, idempotency_key, command)
+
+    @post(
+        "/{booking_id:int}/reassign",
+        status_code=HTTPStatus.OK,
+        responses=_move_problems(),
+        response_headers=[ETAG],
+        operation_id="reassign_booking",
+        operation_class=BodyMayBeLeftOut,
+    )
+    async def reassign(
+        self,
+        booking_id: BookingPath,
+        service: NamedDependency[Service],
+        request: StrictRequest,
+        data: JSONBody[NewDriver] | None = None,
+        if_match: IfMatchHeader = None,
+        idempotency_key: KeyHeader = None,
+    ) -> Response[BookingOut]:
+        """Give a booking to another driver, or to whoever of the fleet is free.
+
+        The time stays. The old driver is free once the new one is booked; if the new
+        one is not free, nothing changes.
+        """
+        driver_id = None if data is None else data.driver_id
+        version = version_of(if_match)
+        command = Command(
+            lambda connection: service.ledger.reassign_in(
+                connection, booking_id, driver_id, version
+            ),
+            BookingOut.of,
+            explain=lambda error: service.explain_reassignment(error, booking_id, driver_id),
+            note=service.advice.note,
+            etag=etag_of,
         )
         return await service.commands.run(request, idempotency_key, command)
 
     @post(
         "/{booking_id:int}/start",
         status_code=HTTPStatus.OK,
-        responses=body_problems(HTTPStatus.NOT_FOUND),
+        responses=_step_problems(),
+        response_headers=[ETAG],
         operation_id="start_booking",
         operation_class=BodyMayBeLeftOut,
     )
@@ -234,17 +363,57 @@ class BookingsController(Controller):
         service: NamedDependency[Service],
         request: StrictRequest,
         data: JSONBody[Happened] | None = None,
+        if_match: IfMatchHeader = None,
         idempotency_key: KeyHeader = None,
     ) -> Response[BookingOut]:
         """Say that the trip has started, now or at `at`."""
-        return await _happened(
-            service, request, idempotency_key, booking_id, BookingState.IN_PROGRESS, data
+        return await _step(
+            service,
+            request,
+            idempotency_key,
+            if_match,
+            booking_id,
+            BookingState.IN_PROGRESS,
+            at=_at(data),
         )
+
+    @post(
+        "/{booking_id:int}/predict-end",
+        status_code=HTTPStatus.OK,
+        responses=_step_problems(),
+        response_headers=[ETAG],
+        operation_id="predict_end",
+    )
+    async def predict_end(
+        self,
+        booking_id: BookingPath,
+        data: JSONBody[NewEnd],
+        service: NamedDependency[Service],
+        request: StrictRequest,
+        if_match: IfMatchHeader = None,
+        idempotency_key: KeyHeader = None,
+    ) -> Response[OverrunOut]:
+        """Say when a trip that is under way will end, and save what can be saved behind it.
+
+        The driver's next bookings are worked out again, and those at risk wait, are
+        pushed back, go to another driver or are left to a dispatcher, all at once.
+        """
+        end, version = utc(data.predicted_end, "predicted_end"), version_of(if_match)
+        command = Command(
+            lambda connection: report_end_in(
+                service.ledger, connection, booking_id, end, service.policy, version
+            ),
+            OverrunOut.of,
+            note=service.note_overrun,
+            etag=etag_of,
+        )
+        return await service.commands.run(request, idempotency_key, command)
 
     @post(
         "/{booking_id:int}/complete",
         status_code=HTTPStatus.OK,
-        responses=body_problems(HTTPStatus.NOT_FOUND),
+        responses=_step_problems(),
+        response_headers=[ETAG],
         operation_id="complete_booking",
         operation_class=BodyMayBeLeftOut,
     )
@@ -254,26 +423,71 @@ class BookingsController(Controller):
         service: NamedDependency[Service],
         request: StrictRequest,
         data: JSONBody[Happened] | None = None,
+        if_match: IfMatchHeader = None,
         idempotency_key: KeyHeader = None,
     ) -> Response[BookingOut]:
         """Say that the trip has ended, now or at `at`; what is left of its time is free at once."""
-        return await _happened(
-            service, request, idempotency_key, booking_id, BookingState.COMPLETED, data
+        return await _step(
+            service,
+            request,
+            idempotency_key,
+            if_match,
+            booking_id,
+            BookingState.COMPLETED,
+            at=_at(data),
+        )
+
+    @post(
+        "/{booking_id:int}/no-show",
+        status_code=HTTPStatus.OK,
+        responses=_step_problems(),
+        response_headers=[ETAG],
+        operation_id="report_no_show",
+        operation_class=BodyMayBeLeftOut,
+    )
+    async def no_show(
+        self,
+        booking_id: BookingPath,
+        service: NamedDependency[Service],
+        request: StrictRequest,
+        data: JSONBody[Happened] | None = None,
+        if_match: IfMatchHeader = None,
+        idempotency_key: KeyHeader = None,
+    ) -> Response[BookingOut]:
+        """Say that the rider was not there, from the booking's start on; its time is free."""
+        return await _step(
+            service,
+            request,
+            idempotency_key,
+            if_match,
+            booking_id,
+            BookingState.NO_SHOW,
+            at=_at(data),
         )
 
 
-async def _happened(
+def _at(data: Happened | None) -> datetime | None:
+    return None if data is None else data.at
+
+
+async def _step(
     service: Service,
     request: StrictRequest,
     key: str | None,
+    if_match: str | None,
     booking_id: int,
     state: BookingState,
-    data: Happened | None,
+    *,
+    at: datetime | None = None,
+    reason: str | None = None,
 ) -> Response[BookingOut]:
-    at = None if data is None else data.at
+    version = version_of(if_match)
     command = Command(
-        lambda connection: service.ledger.change_state_in(connection, booking_id, state, at),
+        lambda connection: service.ledger.change_state_in(
+            connection, booking_id, state, at, reason, version
+        ),
         BookingOut.of,
         note=service.advice.note,
+        etag=etag_of,
     )
     return await service.commands.run(request, key, command)

@@ -1,7 +1,7 @@
 """`/drivers`: the fleet."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Annotated
 
@@ -11,6 +11,7 @@ from litestar.params import JSONBody, PathParameter, QueryParameter
 from msgspec import UNSET
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from api import ical
 from api.idempotency import Command, KeyHeader
 from api.pages import CursorQuery, page_of, read_id_cursor
 from api.requests import (
@@ -176,6 +177,25 @@ class DriversController(Controller):
             return Gaps([])
         gaps = await service.advice.gaps(driver_id, window, timedelta(minutes=at_least_minutes))
         return Gaps([WindowOut.of(gap) for gap in gaps])
+
+    @get(
+        "/{driver_id:int}/calendar.ics",
+        media_type=ical.MEDIA_TYPE,
+        responses=problems(HTTPStatus.NOT_FOUND),
+        operation_id="driver_calendar",
+    )
+    async def calendar(
+        self, driver_id: DriverPath, service: NamedDependency[Service]
+    ) -> Response[bytes]:
+        """A driver's bookings as iCalendar, for any calendar program."""
+
+        async def work(connection: AsyncConnection) -> tuple[str, list[tuple[Booking, str]]]:
+            name = (await reads.driver(connection, driver_id)).name
+            since = datetime.now(UTC) - ical.KEEP
+            return name, await reads.calendar(connection, since, driver_id=driver_id, rider_id=None)
+
+        name, booked = await service.look(work)
+        return ical.response(name, [(each, f"Drive {other}") for each, other in booked])
 
 
 def _span(start: str, end: str) -> TimeWindow:

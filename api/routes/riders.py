@@ -1,20 +1,26 @@
 """`/riders`: who books."""
 
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated
 
 from litestar import Controller, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody, PathParameter
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from api import ical
 from api.idempotency import Command, KeyHeader
 from api.pages import CursorQuery, page_of, read_id_cursor
 from api.requests import LimitQuery, StrictRequest
 from api.responses import LOCATION, body_problems, problems
 from api.service import Service
 from api.structs import ID_MAX, RiderIn, RiderOut, RiderPage
+from booking.bookings import Booking
 from booking.postgres import reads
 from booking.postgres.ledger import add_rider
+
+RiderPath = Annotated[int, PathParameter(ge=1, le=ID_MAX)]
 
 
 class RidersController(Controller):
@@ -57,8 +63,29 @@ class RidersController(Controller):
     @get("/{rider_id:int}", responses=problems(HTTPStatus.NOT_FOUND), operation_id="get_rider")
     async def read(
         self,
-        rider_id: Annotated[int, PathParameter(ge=1, le=ID_MAX)],
+        rider_id: RiderPath,
         service: NamedDependency[Service],
     ) -> RiderOut:
         """Read one rider."""
         return RiderOut.of(await service.look(lambda c: reads.rider(c, rider_id)))
+
+    @get(
+        "/{rider_id:int}/calendar.ics",
+        media_type=ical.MEDIA_TYPE,
+        responses=problems(HTTPStatus.NOT_FOUND),
+        operation_id="rider_calendar",
+    )
+    async def calendar(
+        self,
+        rider_id: RiderPath,
+        service: NamedDependency[Service],
+    ) -> Response[bytes]:
+        """A rider's bookings as iCalendar, for any calendar program."""
+
+        async def work(connection: AsyncConnection) -> tuple[str, list[tuple[Booking, str]]]:
+            name = (await reads.rider(connection, rider_id)).name
+            since = datetime.now(UTC) - ical.KEEP
+            return name, await reads.calendar(connection, since, driver_id=None, rider_id=rider_id)
+
+        name, booked = await service.look(work)
+        return ical.response(name, [(each, f"Ride with {other}") for each, other in booked])

@@ -7,9 +7,12 @@ choice of a driver and the life of a booking are the same for all of them and
 stand here.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import ClassVar, Protocol
 
 from sqlalchemy import func, insert, select, update
@@ -27,10 +30,15 @@ from booking.drivers import Driver, Rider, check_zone
 from booking.errors import (
     BookingConflict,
     Contended,
+    DriverRetired,
     DriverStillBooked,
+    HoldLapsed,
     InvalidInput,
+    TooEarly,
+    TooLong,
     UnknownBooking,
     UnknownDriver,
+    VersionMismatch,
 )
 from booking.ledgers import Claim, Ledger
 from booking.postgres import reads
@@ -52,6 +60,7 @@ from booking.time_window import TimeWindow, utc
 Record = Callable[[AsyncConnection, BookingRequest], Awaitable[Booking]]
 """Records a booking for the driver that the request names, or raises `BookingConflict`."""
 
+_IN_ONE_LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _CLOCK_SKEW = timedelta(minutes=1)
 _TRIES_MAX = 3
 
@@ -128,7 +137,7 @@ class PostgresLedger(Ledger, ABC):
         """Record a booking for `request.driver_id` unless it overlaps.
 
         With `moving`, no new booking: that one, whose row is locked, moves to the
-        request's window and is not in its own way.
+        request's window and driver, and is not in its own way.
 
         Raises as `Ledger.book` does, and leaves the transaction usable, as the
         allocator then offers the booking to another driver.
@@ -140,12 +149,88 @@ class PostgresLedger(Ledger, ABC):
         For a recipe that keeps account of time elsewhere than in `bookings`.
         """
 
-    async def offer(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
+    async def in_the_way(
+        self,
+        connection: AsyncConnection,
+        request: BookingRequest,
+        moving: Booking | None,
+        driver_id: int | None = None,
+    ) -> list[Held]:
+        """What keeps the request from its driver. Holds that have lapsed expire, and do not.
+
+        Without `driver_id`, driver and rider are looked up first; raises then as
+        `reads.named_driver` does.
+        """
+        if driver_id is None:
+            driver_id = await reads.named_driver(connection, request)
+        return await self.unless_lapsed(
+            connection, *await reads.standing_in(connection, driver_id, request.window, moving)
+        )
+
+    async def unless_lapsed(
+        self, connection: AsyncConnection, conflicts: list[Held], lapsed: Sequence[int]
+    ) -> list[Held]:
+        """The conflicts; where there are none, the lapsed holds expire.
+
+        One that somebody else is changing at this moment is in the way until that is done.
+        To wait for it could be to wait for each other.
+        """
+        if conflicts:
+            return conflicts
+        return [
+            held
+            for booking_id in lapsed
+            if (held := await self._still_held(connection, booking_id)) is not None
+        ]
+
+    async def _still_held(self, connection: AsyncConnection, booking_id: int) -> Held | None:
+        """Let the hold expire; what it holds, if it cannot."""
+        if await self.expire_in(connection, booking_id):
+            return None
+        booking = await reads.booking(connection, booking_id)
+        return Held(booking.id, booking.window) if booking.state.active else None
+
+    async def expire_in(self, connection: AsyncConnection, booking_id: int) -> Booking | None:
+        """Let a hold that has lapsed expire, unless somebody else has its row."""
+        lapsed = (
+            select(bookings.c.id)
+            .where(
+                bookings.c.id == booking_id,
+                bookings.c.state == BookingState.HELD,
+                bookings.c.held_until <= func.clock_timestamp(),
+            )
+            .with_for_update(key_share=True, skip_locked=True)
+        )
+        changed = await connection.execute(
+            update(bookings)
+            .where(bookings.c.id.in_(lapsed.scalar_subquery()))
+            .values(state=BookingState.EXPIRED)
+            .returning(*BOOKING_COLUMNS)
+        )
+        row = changed.one_or_none()
+        if row is None:
+            return None
+        expired = booking_of(row)
+        await self.release(connection, expired)
+        return expired
+
+    async def sweep(self) -> list[Booking]:
+        """Let every hold that has lapsed expire, each in a transaction of its own."""
+        numbers = await self.database.transact(reads.lapsed_holds, read_only=True)
+        swept = [
+            await self.transact(partial(self.expire_in, booking_id=booking_id))
+            for booking_id in numbers
+        ]
+        return [booking for booking in swept if booking is not None]
+
+    async def offer(
+        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
+    ) -> Booking:
         """Record a booking for one of several drivers that would do; raises as `record` does."""
         if not self.holds_the_refused:
-            return await self.record(connection, request)
+            return await self.record(connection, request, moving)
         async with connection.begin_nested():
-            return await self.record(connection, request)
+            return await self.record(connection, request, moving)
 
     async def transact[T](self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work` in one transaction of the recipe's isolation; see `Database.transact`."""
@@ -157,9 +242,21 @@ class PostgresLedger(Ledger, ABC):
 
     async def book_in(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
         """Do the work of `book`, inside a transaction that is under way."""
-        if request.driver_id is None:
-            return await self.allocator.allocate(connection, request, self.offer)
-        return await self.record(connection, request)
+        booked = await self._record_or_allocate(connection, request)
+        if request.hold_s is None:
+            return booked
+        until = func.clock_timestamp() + timedelta(seconds=request.hold_s)
+        held: dict[str, object] = {"state": BookingState.HELD, "held_until": until}
+        return await update_booking(connection, booked, held)
+
+    async def _record_or_allocate(
+        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
+    ) -> Booking:
+        if request.driver_id is not None:
+            return await self.record(connection, request, moving)
+        return await self.allocator.allocate(
+            connection, request, lambda ours, offered: self.offer(ours, offered, moving)
+        )
 
     async def change_state(
         self,
@@ -168,10 +265,13 @@ class PostgresLedger(Ledger, ABC):
         *,
         at: datetime | None = None,
         reason: str | None = None,
+        version: int | None = None,
     ) -> Booking:
         """Take one step in the booking's life, as `Ledger.change_state` says."""
         return await self.transact(
-            lambda connection: self.change_state_in(connection, booking_id, wanted, at, reason)
+            lambda connection: self.change_state_in(
+                connection, booking_id, wanted, at, reason, version
+            )
         )
 
     async def change_state_in(
@@ -181,30 +281,82 @@ class PostgresLedger(Ledger, ABC):
         wanted: BookingState,
         at: datetime | None = None,
         reason: str | None = None,
+        version: int | None = None,
     ) -> Booking:
         """Do the work of `change_state`, inside a transaction that is under way."""
-        present, now = await _lock_booking(connection, booking_id)
+        present, now = await lock_booking(connection, booking_id, version)
         check_transition(present.state, wanted)
+        if wanted is BookingState.CONFIRMED:
+            await _check_hold(connection, present)
         values = _step(present, wanted, now, at, reason)
         changed = await update_booking(connection, present, values)
+        if wanted is BookingState.IN_PROGRESS and changed.began < changed.start:
+            return await self._hold_from(connection, changed, changed.began)
         if present.state.active and not changed.state.active:
             await self.release(connection, changed)
         return changed
 
-    async def reschedule(self, booking_id: int, window: TimeWindow) -> Booking:
+    async def _hold_from(
+        self, connection: AsyncConnection, trip: Booking, begin: datetime
+    ) -> Booking:
+        """Hold the time of a trip that has begun before its time, if it can be had.
+
+        What happened is no request: where another booking holds the time, it stays so.
+        """
+        with suppress(BookingConflict, TooLong, DriverRetired):
+            request = BookingRequest(
+                trip.rider_id, TimeWindow(begin, trip.predicted_end), trip.driver_id
+            )
+            async with connection.begin_nested():
+                return await self.record(connection, request, trip)
+        return trip
+
+    async def reschedule(
+        self, booking_id: int, window: TimeWindow, *, version: int | None = None
+    ) -> Booking:
         """Move the booking to another time, as `Ledger.reschedule` says."""
         return await self.transact(
-            lambda connection: self.reschedule_in(connection, booking_id, window)
+            lambda connection: self.reschedule_in(connection, booking_id, window, version)
         )
 
     async def reschedule_in(
-        self, connection: AsyncConnection, booking_id: int, window: TimeWindow
+        self,
+        connection: AsyncConnection,
+        booking_id: int,
+        window: TimeWindow,
+        version: int | None = None,
     ) -> Booking:
         """Do the work of `reschedule`, inside a transaction that is under way."""
-        present, _ = await _lock_booking(connection, booking_id)
-        check_movable(present.state)
+        present = await _lock_movable(connection, booking_id, version)
         request = BookingRequest(present.rider_id, window, present.driver_id)
-        return await self.record(connection, request, present)
+        moved = await self.record(connection, request, present)
+        if moved.promised_start is None:
+            return moved
+        # Whoever asks for another time is promised that one.
+        return await update_booking(connection, moved, {"promised_start": None})
+
+    async def reassign(
+        self, booking_id: int, driver_id: int | None, *, version: int | None = None
+    ) -> Booking:
+        """Give the booking to another driver, as `Ledger.reassign` says."""
+        return await self.transact(
+            lambda connection: self.reassign_in(connection, booking_id, driver_id, version)
+        )
+
+    async def reassign_in(
+        self,
+        connection: AsyncConnection,
+        booking_id: int,
+        driver_id: int | None,
+        version: int | None = None,
+    ) -> Booking:
+        """Do the work of `reassign`, inside a transaction that is under way."""
+        present = await _lock_movable(connection, booking_id, version)
+        if driver_id == present.driver_id:
+            return present
+        fleet = (await reads.driver(connection, present.driver_id)).fleet
+        request = BookingRequest(present.rider_id, present.window, driver_id, fleet)
+        return await self._record_or_allocate(connection, request, present)
 
 
 async def write_or_refuse(
@@ -233,7 +385,10 @@ async def write_booking(
     """Insert a confirmed booking, or move one, with no look at anything else."""
     during = reads.range_of(request.window)
     if moving is not None:
-        return await update_booking(connection, moving, {"during": during})
+        there: dict[str, object] = {"during": during}
+        if request.driver_id != moving.driver_id:
+            there["driver_id"] = request.driver_id
+        return await update_booking(connection, moving, there)
     statement = (
         insert(bookings)
         .values(
@@ -260,11 +415,33 @@ async def update_booking(
     return booking_of(changed.one())
 
 
-async def _lock_booking(connection: AsyncConnection, booking_id: int) -> tuple[Booking, datetime]:
+async def _lock_movable(
+    connection: AsyncConnection, booking_id: int, version: int | None
+) -> Booking:
+    """The booking, whose row is ours until the transaction ends, if it may be moved."""
+    present, _ = await lock_booking(connection, booking_id, version)
+    check_movable(present.state)
+    await _check_hold(connection, present)
+    return present
+
+
+async def _check_hold(connection: AsyncConnection, present: Booking) -> None:
+    """Raise `HoldLapsed` if the time is held and no longer ours to give."""
+    if present.state is not BookingState.HELD or present.held_until is None:
+        return
+    # Asked for once the row is ours: the wait for it may have outlasted the hold.
+    now = await connection.scalar(select(func.clock_timestamp()))
+    if now is not None and present.held_until <= now:
+        raise HoldLapsed(f"The hold lapsed at {present.held_until:%H:%M:%S} UTC.", field="state")
+
+
+async def lock_booking(
+    connection: AsyncConnection, booking_id: int, version: int | None
+) -> tuple[Booking, datetime]:
     """The booking, whose row is ours until the transaction ends, and the present instant."""
     locked = await connection.execute(
-        # Not now(), which is when the transaction began: it may have waited for this row,
-        # and a trip must not seem to end before the step it waited for.
+        # Not now(), which is when the transaction began: a trip must not seem to end before
+        # the step that this one waited for.
         select(*BOOKING_COLUMNS, func.clock_timestamp())
         .where(bookings.c.id == booking_id)
         .with_for_update(key_share=True)
@@ -273,7 +450,13 @@ async def _lock_booking(connection: AsyncConnection, booking_id: int) -> tuple[B
     if row is None:
         raise UnknownBooking(f"There is no booking {booking_id}.", field="booking_id")
     *columns, now = row
-    return booking_of(columns), now
+    booking = booking_of(columns)
+    if version is not None and booking.version != version:
+        raise VersionMismatch(
+            f"Booking {booking_id} is at version {booking.version}, not {version}; read it again.",
+            field="If-Match",
+        )
+    return booking, now
 
 
 def _step(
@@ -288,6 +471,14 @@ def _step(
     if happened_at > now + _CLOCK_SKEW:
         raise InvalidInput("What happened cannot lie in the future.", field="at")
     values: dict[str, object] = {"state": wanted}
+    if wanted is BookingState.CONFIRMED:
+        values["held_until"] = None
+    if wanted is BookingState.NO_SHOW and happened_at < present.start:
+        raise TooEarly(
+            f"A rider can be missed from {present.start:%Y-%m-%dT%H:%M:%SZ} on, when the trip"
+            " should have begun.",
+            field="at",
+        )
     if wanted is BookingState.IN_PROGRESS:
         values["actual_start"] = happened_at
     if wanted is BookingState.COMPLETED:
@@ -379,4 +570,6 @@ async def add_rider(connection: AsyncConnection, name: str) -> Rider:
 def _not_empty(text: str, field: str) -> str:
     if not text:
         raise InvalidInput("It must not be empty.", field=field)
+    if not _IN_ONE_LINE.fullmatch(text):
+        raise InvalidInput("It must be one line, without control characters.", field=field)
     return text

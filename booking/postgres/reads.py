@@ -1,11 +1,11 @@
 """Statements that look and change nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import cast
+from typing import Any, cast
 
-from sqlalchemy import DateTime, Interval, and_, literal, literal_column, select, text, tuple_
+from sqlalchemy import DateTime, Interval, and_, literal, literal_column, not_, select, text, tuple_
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
@@ -23,12 +23,18 @@ from booking.postgres.tables import (
     bookings,
     driver_of,
     drivers,
+    lapsed,
     predicted_ends,
     rider_of,
     riders,
     starts,
+    to_come,
 )
 from booking.time_window import TimeWindow, utc
+
+_CALENDAR_MAX = 1_000
+_SWEPT_MAX = 1_000
+"""Holds that one sweep lets expire, at most; the next comes soon."""
 
 
 def overlaps(window: TimeWindow) -> ColumnElement[bool]:
@@ -38,7 +44,7 @@ def overlaps(window: TimeWindow) -> ColumnElement[bool]:
 
 def holds(driver_id: int | ColumnElement[int], window: TimeWindow) -> ColumnElement[bool]:
     """Whether a booking keeps others out of part of `window` of that driver's time."""
-    return and_(bookings.c.driver_id == driver_id, active, overlaps(window))
+    return and_(bookings.c.driver_id == driver_id, active, not_(lapsed), overlaps(window))
 
 
 def is_free(window: TimeWindow) -> ColumnElement[bool]:
@@ -59,6 +65,32 @@ def range_of(window: TimeWindow) -> Range[datetime]:
     return Range(window.start, window.end, bounds="[)")
 
 
+async def standing_in(
+    connection: AsyncConnection, driver_id: int, window: TimeWindow, besides: Booking | None = None
+) -> tuple[list[Held], list[int]]:
+    """What `conflicts_of` says, and the holds in that time that have lapsed, by number."""
+    statement = (
+        select(bookings.c.id, starts, predicted_ends, lapsed.label("lapsed"))
+        .where(bookings.c.driver_id == driver_id, active, overlaps(window))
+        .order_by(starts)
+    )
+    if besides is not None:
+        statement = statement.where(bookings.c.id != besides.id)
+    return sorted_out((await connection.execute(statement)).all())
+
+
+def sorted_out(rows: Iterable[Sequence[Any]]) -> tuple[list[Held], list[int]]:
+    """Rows of id, start, end and whether it has lapsed: those in the way, and the lapsed."""
+    held: list[Held] = []
+    over: list[int] = []
+    for id_, start, end, has_lapsed in rows:
+        if has_lapsed:
+            over.append(id_)
+        else:
+            held.append(Held(id_, TimeWindow(start, end)))
+    return held, over
+
+
 async def conflicts_of(
     connection: AsyncConnection,
     driver_id: int,
@@ -70,23 +102,16 @@ async def conflicts_of(
 
     All but `besides`: a booking that is being moved is not in its own way.
     """
-    statement = (
-        select(bookings.c.id, starts, predicted_ends)
-        .where(holds(driver_id, window))
-        .order_by(starts)
+    conflicts, _ = await standing_in(connection, driver_id, window, besides)
+    return conflicts
+
+
+async def lapsed_holds(connection: AsyncConnection) -> list[int]:
+    """Holds whose time is over, by number, the longest over first."""
+    found = await connection.scalars(
+        select(bookings.c.id).where(lapsed).order_by(bookings.c.held_until).limit(_SWEPT_MAX)
     )
-    if besides is not None:
-        statement = statement.where(bookings.c.id != besides.id)
-    rows = await connection.execute(statement)
-    return [Held(id_, TimeWindow(start, end)) for id_, start, end in rows]
-
-
-async def in_the_way(
-    connection: AsyncConnection, request: BookingRequest, moving: Booking | None
-) -> list[Held]:
-    """What keeps the request from the driver it names; raises as `named_driver` does."""
-    driver_id = await named_driver(connection, request)
-    return await conflicts_of(connection, driver_id, request.window, besides=moving)
+    return list(found)
 
 
 async def driver(connection: AsyncConnection, driver_id: int) -> Driver:
@@ -159,6 +184,7 @@ class BookingFilter:
     start: datetime | None = None
     end: datetime | None = None
     fleet: str | None = None
+    at_risk: bool | None = None
 
     def __post_init__(self) -> None:
         for field in ("start", "end"):
@@ -191,6 +217,9 @@ async def list_bookings(
     if wanted.fleet is not None:
         of_fleet = select(drivers.c.id).where(drivers.c.fleet == wanted.fleet)
         statement = statement.where(bookings.c.driver_id.in_(of_fleet))
+    if wanted.at_risk is not None:
+        at_risk = and_(bookings.c.promised_start.is_not(None), to_come, not_(lapsed))
+        statement = statement.where(at_risk if wanted.at_risk else not_(at_risk))
     if after is not None:
         statement = statement.where(tuple_(starts, bookings.c.id) > after)
     return [booking_of(row) for row in await connection.execute(statement)]
@@ -204,6 +233,51 @@ async def agenda(
         select(*BOOKING_COLUMNS).where(holds(driver_id, window)).order_by(starts)
     )
     return [booking_of(row) for row in rows]
+
+
+async def schedule(
+    connection: AsyncConnection, fleet: str, window: TimeWindow
+) -> list[tuple[Driver, list[Booking]]]:
+    """Every working driver of the fleet by number, with their active bookings in `window`.
+
+    One statement, however large the fleet.
+    """
+    rows = await connection.execute(
+        select(*DRIVER_COLUMNS, *BOOKING_COLUMNS)
+        .join_from(drivers, bookings, holds(drivers.c.id, window), isouter=True)
+        .where(drivers.c.fleet == fleet, drivers.c.retired_at.is_(None))
+        .order_by(drivers.c.id, starts)
+    )
+    width = len(DRIVER_COLUMNS)
+    found: dict[int, tuple[Driver, list[Booking]]] = {}
+    for row in rows:
+        _, has = found.setdefault(row[0], (driver_of(row[:width]), []))
+        if row[width] is not None:
+            has.append(booking_of(row[width:]))
+    return list(found.values())
+
+
+async def calendar(
+    connection: AsyncConnection, since: datetime, *, driver_id: int | None, rider_id: int | None
+) -> list[tuple[Booking, str]]:
+    """Bookings of a driver, or of a rider, that end after `since`, with the other's name.
+
+    In every state, the latest of them if there are more than a calendar should hold.
+    """
+    other = riders.c.name if rider_id is None else drivers.c.name
+    mine = (
+        bookings.c.rider_id == rider_id if driver_id is None else bookings.c.driver_id == driver_id
+    )
+    longest_before = literal(since, DateTime(timezone=True)) - literal(LONGEST, Interval)
+    rows = await connection.execute(
+        select(other, *BOOKING_COLUMNS)
+        .join_from(bookings, drivers, drivers.c.id == bookings.c.driver_id)
+        .join(riders, riders.c.id == bookings.c.rider_id)
+        .where(mine, predicted_ends > since, starts > longest_before)
+        .order_by(starts.desc())
+        .limit(_CALENDAR_MAX)
+    )
+    return [(booking_of(of_booking), name) for name, *of_booking in reversed(rows.all())]
 
 
 async def list_drivers(

@@ -12,21 +12,25 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Connection,
+    Date,
     DateTime,
     ForeignKey,
     Identity,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
     SmallInteger,
     Table,
     Text,
+    Time,
+    and_,
     event,
     func,
     literal_column,
     text,
 )
-from sqlalchemy.dialects.postgresql import TSTZRANGE, ExcludeConstraint
+from sqlalchemy.dialects.postgresql import ARRAY, TSTZRANGE, ExcludeConstraint
 from sqlalchemy.sql.elements import ColumnElement
 
 from booking.bookings import ACTIVE_STATES, LONGEST, Booking, BookingState
@@ -79,6 +83,25 @@ riders = Table(
     CheckConstraint("name <> ''", name="riders_name_not_empty"),
 )
 
+booking_series = Table(
+    "booking_series",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("rider_id", BigInteger, ForeignKey("riders.id"), nullable=False),
+    Column("zone", Text, nullable=False),
+    Column("wall_clock", Time, nullable=False),
+    Column("duration_s", Integer, nullable=False),
+    Column("weekdays", ARRAY(SmallInteger), nullable=False),
+    Column("first_date", Date, nullable=False),
+    Column("last_date", Date),
+    Column("occurrences", Integer),
+    Column("interval_weeks", Integer, nullable=False),
+    Column("created_at", _INSTANT, nullable=False, server_default=func.now()),
+    CheckConstraint(
+        "(last_date IS NULL) <> (occurrences IS NULL)", name="booking_series_ends_one_way"
+    ),
+)
+
 bookings = Table(
     "bookings",
     metadata,
@@ -92,7 +115,13 @@ bookings = Table(
     Column("cancel_reason", Text),
     Column("created_at", _INSTANT, nullable=False, server_default=func.now()),
     Column("changed_in", BigInteger, nullable=False, server_default=_THIS_TRANSACTION),
+    Column("series_id", BigInteger, ForeignKey("booking_series.id")),
+    Column("promised_start", _INSTANT),
+    Column("held_until", _INSTANT),
+    # Counted up by the trigger that stamps the row, so that no hand can forget it.
+    Column("version", BigInteger, nullable=False, server_default=literal_column("1")),
     CheckConstraint(f"state IN ({_STATES})", name="bookings_state_known"),
+    CheckConstraint("state <> 'held' OR held_until IS NOT NULL", name="bookings_held_until_when"),
     # An empty range overlaps nothing, so the exclusion constraint would let any number in.
     CheckConstraint("NOT isempty(during)", name="bookings_during_not_empty"),
     CheckConstraint(
@@ -128,6 +157,25 @@ bookings = Table(
     Index("bookings_by_rider", "rider_id", func.lower(literal_column("during")), "id"),
     Index("bookings_by_start", func.lower(literal_column("during")), "id"),
     Index("bookings_changed_in", "changed_in"),
+    Index(
+        "bookings_at_risk",
+        func.lower(literal_column("during")),
+        "id",
+        postgresql_where=literal_column(
+            "promised_start IS NOT NULL AND state IN ('held', 'confirmed')"
+        ),
+    ),
+    Index(
+        "bookings_under_way",
+        func.upper(literal_column("during")),
+        postgresql_where=literal_column("state = 'in_progress'"),
+    ),
+    Index(
+        "bookings_by_series",
+        "series_id",
+        postgresql_where=literal_column("series_id IS NOT NULL"),
+    ),
+    Index("bookings_held", "held_until", postgresql_where=literal_column("state = 'held'")),
 )
 
 idempotency_keys = Table(
@@ -139,6 +187,7 @@ idempotency_keys = Table(
     Column("location", Text),
     Column("body", LargeBinary, nullable=False),
     Column("created_at", _INSTANT, nullable=False, server_default=func.now()),
+    Column("etag", Text),
     Index("idempotency_keys_created_at", "created_at"),
 )
 
@@ -154,15 +203,26 @@ def _create_stamp(_metadata: MetaData, connection: Connection, **_: object) -> N
             END $$
         """)
     )
+    connection.execute(
+        text("""
+            CREATE FUNCTION stamp_booking() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                NEW.changed_in := pg_current_xact_id()::text::bigint;
+                NEW.version := OLD.version + 1;
+                RETURN NEW;
+            END $$
+        """)
+    )
 
 
 @event.listens_for(drivers, "after_create")
 @event.listens_for(bookings, "after_create")
 def _stamp_changes(table: Table, connection: Connection, **_: object) -> None:
+    stamp = "stamp_booking" if table is bookings else "stamp_changed_in"
     connection.execute(
         text(
             f"CREATE TRIGGER {table.name}_changed BEFORE UPDATE ON {table.name}"
-            " FOR EACH ROW EXECUTE FUNCTION stamp_changed_in()"
+            f" FOR EACH ROW EXECUTE FUNCTION {stamp}()"
         )
     )
 
@@ -176,6 +236,15 @@ active: ColumnElement[bool] = bookings.c.state.in_(
     [literal_column(f"'{state}'") for state in BookingState if state in ACTIVE_STATES]
 )
 """Whether a booking keeps others out of its time."""
+to_come: ColumnElement[bool] = bookings.c.state.in_(
+    [literal_column(f"'{state}'") for state in (BookingState.HELD, BookingState.CONFIRMED)]
+)
+"""Whether a booking has not begun and may yet."""
+lapsed: ColumnElement[bool] = and_(
+    bookings.c.state == literal_column(f"'{BookingState.HELD}'"),
+    bookings.c.held_until <= func.now(),
+)
+"""Whether a booking is a hold whose time is over, though nobody has let it expire yet."""
 
 BOOKING_COLUMNS = (
     bookings.c.id,
@@ -188,6 +257,10 @@ BOOKING_COLUMNS = (
     bookings.c.actual_start,
     bookings.c.actual_end,
     bookings.c.cancel_reason,
+    bookings.c.promised_start,
+    bookings.c.held_until,
+    bookings.c.series_id,
+    bookings.c.version,
 )
 """What `booking_of` needs of a row, in its order."""
 

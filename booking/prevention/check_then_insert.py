@@ -34,7 +34,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking.bookings import Booking, BookingRequest
 from booking.errors import BookingConflict
 from booking.ledgers import Claim
-from booking.postgres import reads
 from booking.postgres.ledger import PostgresLedger, write_booking
 from booking.postgres.tables import INDEX_INSTEAD
 
@@ -49,6 +48,6 @@ class CheckThenInsert(PostgresLedger):
     async def record(
         self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
     ) -> Booking:
-        if conflicts := await reads.in_the_way(connection, request, moving):
+        if conflicts := await self.in_the_way(connection, request, moving):
             raise BookingConflict(conflicts=conflicts)
         return await write_booking(connection, request, moving)

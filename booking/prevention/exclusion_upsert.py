@@ -77,7 +77,7 @@ class ExclusionUpsert(PostgresLedger):
             await reads.named_driver(connection, request, alone=True)
         return await write_or_refuse(
             lambda: _write(connection, request, moving),
-            lambda: reads.in_the_way(connection, request, moving),
+            lambda: self.in_the_way(connection, request, moving),
         )
 
 

@@ -53,10 +53,9 @@ from sqlalchemy.dialects.postgresql import TSTZRANGE
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import Booking, BookingRequest, BookingState
-from booking.errors import BookingConflict, Contended
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger
+from booking.postgres.ledger import PostgresLedger, write_or_refuse
 from booking.postgres.tables import BOOKING_COLUMNS, WITHOUT_CONSTRAINT, active, booking_of
 
 _LOOKS_MAX = 100
@@ -152,7 +151,8 @@ class FreeGaps(PostgresLedger):
                     RETURN QUERY INSERT INTO bookings (driver_id, rider_id, state, during)
                     VALUES (driver, rider, '{BookingState.CONFIRMED}', wanted) RETURNING *;
                 ELSE
-                    RETURN QUERY UPDATE bookings SET during = wanted WHERE id = moving RETURNING *;
+                    RETURN QUERY UPDATE bookings SET during = wanted, driver_id = driver
+                    WHERE id = moving RETURNING *;
                 END IF;
                 RETURN;
             END LOOP;
@@ -180,11 +180,23 @@ class FreeGaps(PostgresLedger):
     async def record(
         self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
     ) -> Booking:
+        return await write_or_refuse(
+            lambda: self._write(connection, request, moving),
+            lambda: self.in_the_way(connection, request, moving),
+        )
+
+    async def _write(
+        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None
+    ) -> Booking | None:
+        """The booking, cut out of a gap; None if there was none, or the function was against it."""
         if moving is None:
             return await _book(connection, request)
-        async with connection.begin_nested():
+        async with connection.begin_nested() as savepoint:
             await self.release(connection, moving)
-            return await _book(connection, request, moving)
+            booked = await _book(connection, request, moving)
+            if booked is None:
+                await savepoint.rollback()
+            return booked
 
     @override
     async def release(self, connection: AsyncConnection, booking: Booking) -> None:
@@ -200,7 +212,7 @@ class FreeGaps(PostgresLedger):
 
 async def _book(
     connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
-) -> Booking:
+) -> Booking | None:
     asked = {
         "driver_id": request.driver_id,
         "rider_id": request.rider_id,
@@ -208,9 +220,4 @@ async def _book(
         "moving": None if moving is None else moving.id,
     }
     row = (await connection.execute(_BOOK, asked)).one_or_none()
-    if row is not None:
-        return booking_of(row)
-    # Nobody can give time back while we share the driver: what was in the way still is.
-    if conflicts := await reads.in_the_way(connection, request, moving):
-        raise BookingConflict(conflicts=conflicts)
-    raise Contended
+    return None if row is None else booking_of(row)

@@ -24,8 +24,8 @@ What happens
    requests of one group. The joins keep out whoever asks for a driver that does
    not exist: as a failed foreign key that one row would spoil the whole group.
    The same statement says for the others what was in the way when it began.
-4. Who was refused by something younger than that is told by a second statement,
-   or joins the next group if nothing is in the way any more.
+4. Who was refused by something younger than that is told by a second statement, or
+   tried alone if nothing is in the way any more, or only a hold that has lapsed.
 5. If the statement fails, nobody is told what befell another: each request of
    the group is tried on its own.
 
@@ -64,6 +64,7 @@ from sqlalchemy import (
     func,
     literal,
     literal_column,
+    not_,
     select,
     true,
 )
@@ -75,7 +76,6 @@ from booking.bookings import Booking, BookingRequest, BookingState
 from booking.calendars import Held
 from booking.errors import (
     BookingConflict,
-    Contended,
     DriverRetired,
     InvalidInput,
     LedgerBusy,
@@ -92,6 +92,7 @@ from booking.postgres.tables import (
     booking_of,
     bookings,
     drivers,
+    lapsed,
     predicted_ends,
     riders,
     starts,
@@ -103,7 +104,6 @@ GROUP_MAX = 128
 """Requests that are written together, at most."""
 WRITES_MAX = LANES
 """Writes under way at once: one waits for the disk while the next is worked on."""
-_TRIES_MAX = 3
 _SALT = 0x6772_6F75
 
 _INSTANT = DateTime(timezone=True)
@@ -165,7 +165,10 @@ _RECORDED = (
 )
 
 _overlapping = and_(
-    bookings.c.driver_id == _ASKED.c.driver_id, active, bookings.c.during.overlaps(_ASKED.c.during)
+    bookings.c.driver_id == _ASKED.c.driver_id,
+    active,
+    not_(lapsed),
+    bookings.c.during.overlaps(_ASKED.c.during),
 )
 # What stood in the way before this statement began: it sees nothing that is younger.
 _IN_THE_WAY = (
@@ -214,7 +217,6 @@ class _Asked(NamedTuple):
     answer: asyncio.Future[Booking]
     since: float
     """The event loop's time when it joined those who wait."""
-    tries: int = 1
 
 
 class GroupedCommit(ExclusionUpsert):
@@ -235,7 +237,7 @@ class GroupedCommit(ExclusionUpsert):
 
     @override
     async def book(self, request: BookingRequest) -> Booking:
-        if request.driver_id is None:
+        if request.driver_id is None or request.hold_s is not None:
             return await super().book(request)
         if len(self._waiting) >= self.database.waiting_max:
             raise LedgerBusy
@@ -319,17 +321,15 @@ class GroupedCommit(ExclusionUpsert):
         return unclear
 
     async def _explain(self, refused: list[_Asked]) -> None:
-        """Tell each why; who has nothing in the way any more asks again."""
+        """Tell each why; who has nothing in the way any more is tried alone."""
         again = []
         for asked, rows in zip(refused, await self._ask(_WHY, refused), strict=True):
             error = _reason(asked.request, rows)
             if error is not None:
                 _refuse(asked, error)
-            elif asked.tries == _TRIES_MAX:
-                _refuse(asked, Contended())
             else:
-                again.append(asked._replace(tries=asked.tries + 1))
-        self._waiting[:0] = again
+                again.append(asked)
+        await self._one_by_one(again)
 
     async def _ask(self, statement: Select[Any], group: list[_Asked]) -> list[list[Any]]:
         """Run the statement for the group; the rows of each request, in the group's order."""

@@ -101,11 +101,11 @@ def statements(*, alone: bool) -> Statements:
         update(bookings)
         .where(
             bookings.c.id == _MOVING,
-            bookings.c.driver_id == driver.c.id,
+            exists().select_from(driver),
             # Not correlated: the bookings in there are others than the one that is moved.
             ~exists().where(_IN_THE_WAY, bookings.c.id != _MOVING).correlate(None),
         )
-        .values(during=_WINDOW)
+        .values(during=_WINDOW, driver_id=select(driver.c.id).scalar_subquery())
         .returning(*BOOKING_COLUMNS),
     )
 
@@ -123,7 +123,7 @@ class InsertWhereNotExists(PostgresLedger):
     ) -> Booking:
         return await write_or_refuse(
             lambda: self._write(connection, request, moving),
-            lambda: reads.in_the_way(connection, request, moving),
+            lambda: self.in_the_way(connection, request, moving),
         )
 
     async def _write(

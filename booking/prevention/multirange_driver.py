@@ -47,10 +47,9 @@ from sqlalchemy.dialects.postgresql.ranges import MultiRange
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import Booking, BookingRequest
-from booking.errors import BookingConflict
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger, write_booking
+from booking.postgres.ledger import PostgresLedger, write_booking, write_or_refuse
 from booking.postgres.tables import WITHOUT_CONSTRAINT, active
 
 driver_busy = Table(
@@ -88,10 +87,21 @@ class MultirangeDriver(PostgresLedger):
         self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
     ) -> Booking:
         driver_id = await reads.named_driver(connection, request)
-        if await _take(connection, driver_id, request, moving):
-            return await write_booking(connection, request, moving)
-        conflicts = await reads.conflicts_of(connection, driver_id, request.window, besides=moving)
-        raise BookingConflict(conflicts=conflicts)
+        return await write_or_refuse(
+            lambda: self._write(connection, request, moving),
+            lambda: self.in_the_way(connection, request, moving, driver_id),
+        )
+
+    async def _write(
+        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None
+    ) -> Booking | None:
+        """The booking, its window taken; None if that was not free."""
+        elsewhere = moving is not None and moving.driver_id != request.driver_id
+        if not await _take(connection, request, None if elsewhere else moving):
+            return None
+        if moving is not None and elsewhere:
+            await self.release(connection, moving)
+        return await write_booking(connection, request, moving)
 
     @override
     async def release(self, connection: AsyncConnection, booking: Booking) -> None:
@@ -103,11 +113,11 @@ class MultirangeDriver(PostgresLedger):
 
 
 async def _take(
-    connection: AsyncConnection, driver_id: int, request: BookingRequest, moving: Booking | None
+    connection: AsyncConnection, request: BookingRequest, moving: Booking | None
 ) -> bool:
     """Whether the window was free, and is the driver's now."""
     new = insert(driver_busy).values(
-        driver_id=driver_id, busy=MultiRange([reads.range_of(request.window)])
+        driver_id=request.driver_id, busy=MultiRange([reads.range_of(request.window)])
     )
     given_back = MultiRange([] if moving is None else [reads.range_of(moving.window)])
     left = driver_busy.c.busy - given_back

@@ -17,9 +17,9 @@ What happens
 
    If another transaction is changing the row of a day, it waits, and judges by
    what that one left (see `multirange_driver`).
-3. As many rows as pieces: `INSERT` the booking. Fewer: refuse, name the bookings
-   in the way while the rows are still held, and go back to the savepoint, which
-   gives back the other day if only one of the two was free.
+3. As many rows as pieces: `INSERT` the booking. Fewer: back to the savepoint, which
+   gives back the other day if only one of the two was free, and name the bookings in
+   the way. If those are gone by now, it tries once more.
 
 A move is the same statement over the days of both windows: out of each goes the
 old window, and into it what the new one has of that day.
@@ -50,10 +50,9 @@ from sqlalchemy.dialects.postgresql.ranges import MultiRange, Range
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import Booking, BookingRequest
-from booking.errors import BookingConflict
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger, write_booking
+from booking.postgres.ledger import PostgresLedger, write_booking, write_or_refuse
 from booking.postgres.tables import WITHOUT_CONSTRAINT, active
 from booking.time_window import TimeWindow
 
@@ -100,15 +99,29 @@ class MultirangeDriverDay(PostgresLedger):
         self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
     ) -> Booking:
         driver_id = await reads.named_driver(connection, request)
-        async with connection.begin_nested():
-            new = _by_day(request.window)
-            old = {} if moving is None else _by_day(moving.window)
+        return await write_or_refuse(
+            lambda: self._write(connection, driver_id, request, moving),
+            lambda: self.in_the_way(connection, request, moving, driver_id),
+        )
+
+    async def _write(
+        self,
+        connection: AsyncConnection,
+        driver_id: int,
+        request: BookingRequest,
+        moving: Booking | None,
+    ) -> Booking | None:
+        """The booking, its time taken on each of its days; None if one had no room for it."""
+        new, old = _by_day(request.window), {}
+        async with connection.begin_nested() as savepoint:
+            if moving is not None and moving.driver_id == driver_id:
+                old = _by_day(moving.window)
+            elif moving is not None:
+                await self.release(connection, moving)
             if await _take(connection, driver_id, new, old):
                 return await write_booking(connection, request, moving)
-            conflicts = await reads.conflicts_of(
-                connection, driver_id, request.window, besides=moving
-            )
-            raise BookingConflict(conflicts=conflicts)
+            await savepoint.rollback()
+            return None
 
     @override
     async def release(self, connection: AsyncConnection, booking: Booking) -> None:

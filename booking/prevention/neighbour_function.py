@@ -102,7 +102,8 @@ class NeighbourFunction(PostgresLedger):
                 RETURN QUERY INSERT INTO bookings (driver_id, rider_id, state, during)
                 VALUES (driver, rider, '{BookingState.CONFIRMED}', wanted) RETURNING *;
             ELSE
-                RETURN QUERY UPDATE bookings SET during = wanted WHERE id = moving RETURNING *;
+                RETURN QUERY UPDATE bookings SET during = wanted, driver_id = driver
+                WHERE id = moving RETURNING *;
             END IF;
         END $$
         """,  # noqa: S608  # words of our own
@@ -114,7 +115,7 @@ class NeighbourFunction(PostgresLedger):
     ) -> Booking:
         return await write_or_refuse(
             lambda: _book(connection, request, moving),
-            lambda: reads.in_the_way(connection, request, moving),
+            lambda: self.in_the_way(connection, request, moving),
         )
 
 

@@ -47,6 +47,7 @@ from sqlalchemy import Connection, event, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import Booking, BookingRequest
+from booking.calendars import Held
 from booking.detection.bisect_neighbours import BisectNeighbours
 from booking.errors import BookingConflict, Contended
 from booking.ledgers import Claim
@@ -120,15 +121,17 @@ class OneProcess(PostgresLedger):
         turns = _turns(connection)
         newcomer = driver_id not in turns
         calendar = await self._calendar(connection, driver_id)
-        found = calendar.conflicts(request.window)
-        if conflicts := [held for held in found if moving is None or held.booking_id != moving.id]:
+        conflicts = _besides(calendar, request.window, moving)
+        if conflicts and not await self.in_the_way(connection, request, moving, driver_id):
+            conflicts = _besides(calendar, request.window, moving)  # a hold has lapsed
+        if conflicts:
             if newcomer:
                 # Two allocations that each keep a driver and wait for the other's would wait long.
                 turns.pop(driver_id).turn.release()
             raise BookingConflict(conflicts=conflicts)
         booked = await write_booking(connection, request, moving)
         if moving is not None:
-            _release(calendar, moving)
+            await self.release(connection, moving)
         calendar.hold(booked.id, booked.window)
         return booked
 
@@ -165,6 +168,11 @@ async def _read(connection: AsyncConnection, driver_id: int) -> BisectNeighbours
         with suppress(BookingConflict):
             calendar.hold(booking_id, TimeWindow(start, end))
     return calendar
+
+
+def _besides(calendar: BisectNeighbours, window: TimeWindow, moving: Booking | None) -> list[Held]:
+    found = calendar.conflicts(window)
+    return [held for held in found if moving is None or held.booking_id != moving.id]
 
 
 def _release(calendar: BisectNeighbours, booking: Booking) -> None:

@@ -101,10 +101,7 @@ class OptimisticVersion(PostgresLedger):
         driver_id = await reads.named_driver(connection, request)
         for _ in range(TRIES_MAX):
             seen = await connection.scalar(_READ, {"driver": driver_id}) or 0
-            conflicts = await reads.conflicts_of(
-                connection, driver_id, request.window, besides=moving
-            )
-            if conflicts:
+            if conflicts := await self.in_the_way(connection, request, moving, driver_id):
                 raise BookingConflict(conflicts=conflicts)
             if await _count_up(connection, driver_id, seen):
                 return await write_booking(connection, request, moving)

@@ -73,5 +73,5 @@ class PlainInsert(PostgresLedger):
         driver_id = await reads.named_driver(connection, request)
         return await write_or_refuse(
             lambda: write_unless_refused(connection, request, moving),
-            lambda: reads.conflicts_of(connection, driver_id, request.window, besides=moving),
+            lambda: self.in_the_way(connection, request, moving, driver_id),
         )

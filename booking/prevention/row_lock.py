@@ -58,7 +58,6 @@ class RowLock(PostgresLedger):
         self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
     ) -> Booking:
         driver_id = await reads.named_driver(connection, request, alone=True)
-        conflicts = await reads.conflicts_of(connection, driver_id, request.window, besides=moving)
-        if conflicts:
+        if conflicts := await self.in_the_way(connection, request, moving, driver_id):
             raise BookingConflict(conflicts=conflicts)
         return await write_booking(connection, request, moving)

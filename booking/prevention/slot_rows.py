@@ -53,7 +53,14 @@ from booking.calendars import Held
 from booking.ledgers import Claim
 from booking.postgres import reads
 from booking.postgres.ledger import PostgresLedger, write_booking, write_or_refuse
-from booking.postgres.tables import WITHOUT_CONSTRAINT, active, bookings, predicted_ends, starts
+from booking.postgres.tables import (
+    WITHOUT_CONSTRAINT,
+    active,
+    bookings,
+    lapsed,
+    predicted_ends,
+    starts,
+)
 from booking.time_window import TimeWindow, microseconds
 
 SLOT_S = 300
@@ -106,8 +113,27 @@ class SlotRows(PostgresLedger):
         wanted = _slots(request.window)
         return await write_or_refuse(
             lambda: _write(connection, request, moving),
-            lambda: _holders(connection, driver_id, wanted, moving),
+            lambda: self._holders(connection, driver_id, wanted, moving),
         )
+
+    async def _holders(
+        self, connection: AsyncConnection, driver_id: int, wanted: range, moving: Booking | None
+    ) -> list[Held]:
+        """The bookings that have any of the wanted slots, in order of start; not `moving`."""
+        statement = (
+            select(bookings.c.id, starts, predicted_ends, lapsed)
+            .join_from(booking_slots, bookings, bookings.c.id == booking_slots.c.booking_id)
+            .where(
+                booking_slots.c.driver_id == driver_id,
+                booking_slots.c.slot.between(wanted[0], wanted[-1]),
+            )
+            .distinct()
+            .order_by(starts)
+        )
+        if moving is not None:
+            statement = statement.where(bookings.c.id != moving.id)
+        rows = (await connection.execute(statement)).all()
+        return await self.unless_lapsed(connection, *reads.sorted_out(rows))
 
     @override
     async def release(self, connection: AsyncConnection, booking: Booking) -> None:
@@ -137,7 +163,8 @@ async def _take(
     connection: AsyncConnection, booking: Booking, wanted: range, moving: Booking | None
 ) -> bool:
     """Whether every wanted slot is the booking's now; some may be even if not."""
-    held = range(0) if moving is None else _slots(moving.window)
+    here = moving is not None and moving.driver_id == booking.driver_id
+    held = _slots(moving.window) if moving is not None and here else range(0)
     lacking = [slot for slot in wanted if slot not in held]
     taken = await connection.execute(
         insert(booking_slots)
@@ -154,6 +181,8 @@ async def _take(
     if taken.rowcount < len(lacking):
         return False
     await _give_back(connection, booking.driver_id, [slot for slot in held if slot not in wanted])
+    if moving is not None and not here:
+        await _give_back(connection, moving.driver_id, _slots(moving.window))
     return True
 
 
@@ -165,23 +194,3 @@ async def _give_back(connection: AsyncConnection, driver_id: int, slots: Sequenc
                 booking_slots.c.slot == any_(literal(slots, ARRAY(BigInteger))),
             )
         )
-
-
-async def _holders(
-    connection: AsyncConnection, driver_id: int, wanted: range, moving: Booking | None
-) -> list[Held]:
-    """The bookings that have any of the wanted slots, in order of start; not `moving`."""
-    statement = (
-        select(bookings.c.id, starts, predicted_ends)
-        .join_from(booking_slots, bookings, bookings.c.id == booking_slots.c.booking_id)
-        .where(
-            booking_slots.c.driver_id == driver_id,
-            booking_slots.c.slot.between(wanted[0], wanted[-1]),
-        )
-        .distinct()
-        .order_by(starts)
-    )
-    if moving is not None:
-        statement = statement.where(bookings.c.id != moving.id)
-    rows = await connection.execute(statement)
-    return [Held(id_, TimeWindow(start, end)) for id_, start, end in rows]

@@ -151,7 +151,7 @@ class WithoutOverlaps(PostgresLedger):
             await reads.named_driver(connection, request, alone=True)
         return await write_or_refuse(
             lambda: self._write(connection, request, moving),
-            lambda: reads.in_the_way(connection, request, moving),
+            lambda: self.in_the_way(connection, request, moving),
         )
 
     async def _write(

@@ -127,7 +127,7 @@ _OPAQUE = """
     UNION
     SELECT relname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
         JOIN pg_proc ON pg_proc.oid = tgfoid
-    WHERE NOT tgisinternal AND proname <> 'stamp_changed_in'
+    WHERE NOT tgisinternal AND proname NOT IN ('stamp_changed_in', 'stamp_booking')
 """
 _NOTHING: frozenset[str] = frozenset()
 _BOOKINGS = "bookings"

@@ -1,9 +1,10 @@
 """Drives trips through the running API, each as one booking, and measures the answers.
 
-It knows the service by HTTP alone. A replay brings a fleet and riders of its
-own, so what others have booked is not in its way. It is a *closed* loop: each
-of its clients sends the next trip when the last one is answered, so a service
-that slows down is asked less. What that does to latencies is in docs/replay.md.
+It knows the service by HTTP alone, through the client that is everybody's. A
+replay brings a fleet and riders of its own, so what others have booked is not
+in its way. It is a *closed* loop: each of its clients sends the next trip when
+the last one is answered, so a service that slows down is asked less. What that
+does to latencies is in docs/replay.md.
 
 Each booking is sent under an idempotency key of its own. A request that was
 turned away for the moment (429, 503), or whose connection broke, is sent again
@@ -16,16 +17,25 @@ import random
 import secrets
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from http import HTTPStatus
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
+import msgspec
 
+from api.client import (
+    Answer,
+    NoAnswer,
+    NoService,
+    ProblemAnswer,
+    TaxiClient,
+    problem_in,
+    summary_of,
+)
+from api.structs import BookingIn, BookingOut, DriverOut, RiderOut
 from booking.errors import InvalidInput, TaxiError
 from booking.time_window import microseconds
 from loadtest.trips.files import Trip
@@ -41,24 +51,13 @@ GIVE_UPS_IN_A_ROW_MAX = 10
 
 LINES_A_REASON_MAX = 10
 
-_AGAIN = frozenset(
-    {
-        HTTPStatus.TOO_MANY_REQUESTS,
-        HTTPStatus.BAD_GATEWAY,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        HTTPStatus.GATEWAY_TIMEOUT,
-    }
-)
-_KEY_IN_USE = "/problems/key-in-use"  # the first sending of this request still runs
 _REQUEST_S_MAX = 30.0
 _SETUP_PATIENCE_S = 60.0  # making the fleet and looking bookings up is not what is measured
-_FIRST_PAUSE_S = 0.1
-_PAUSE_S_MAX = 5.0
-_PAGE = 1_000
 
+_REFUSALS = "/problems/"
+"""How the type of a problem begins that the service itself has thought of."""
 
-class NoService(TaxiError):
-    """No booking service answers there."""
+_read_booking = msgspec.json.Decoder(BookingOut).decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,20 +165,14 @@ class _Sending(NamedTuple):
     driver_id: int | None
 
 
-class _Answer(NamedTuple):
-    response: httpx.Response
-    latency_s: float
-    settled_s: float
-
-
 class _Acknowledged(NamedTuple):
     driver_id: int
     start_us: int
     end_us: int
 
 
-class _GaveUp(Exception):
-    """Patience ran out; the message is the last thing that went wrong."""
+class _Stopped(TaxiError):
+    """The replay was stopped while a request was to be sent again."""
 
 
 class Replay:
@@ -217,14 +210,8 @@ class Replay:
         Raises `NoService` if nothing answers at the start, `InvalidInput` if
         the fleet has drivers already, and whatever reading the trips raises.
         """
-        async with self._service() as service:
-            await self._check_service(service)
-            await self._check_fleet(service)
-            names = [f"Replay driver {number}" for number in range(1, self._plan.drivers + 1)]
-            more = {"fleet": self._plan.fleet, "zone": self._plan.zone}
-            drivers = await self._add(service, "/drivers", names, more)
-            names = [f"Replay rider {number}" for number in range(1, RIDERS + 1)]
-            riders = await self._add(service, "/riders", names, {})
+        async with self._client() as service:
+            drivers, riders = await self._make_fleet(service)
             began = perf_counter()
             await self._by_all_clients(
                 self._sendings(trips, drivers, riders), lambda sending: self._book(service, sending)
@@ -236,73 +223,70 @@ class Replay:
         left = dict(self._acknowledged or {})
         result = Verification()
         try:
-            async with self._service() as service:
-                async for booking in self._bookings(service):
-                    acknowledged = left.get(booking["id"])
+            async with self._client() as service:
+                async for booking in service.bookings(fleet=self._plan.fleet):
+                    acknowledged = left.get(booking.id)
                     if acknowledged is None:
                         result.unacknowledged += 1
                     elif acknowledged == _seen(booking):
                         result.found += 1
-                        del left[booking["id"]]
-        except NoService as error:
+                        del left[booking.id]
+        except (NoService, NoAnswer, ProblemAnswer) as error:
             result.error = error.message
         missing = [*left, *self._acknowledged_again]
         result.missing_count = len(missing)
         result.missing = sorted(missing)[:NAMED_MAX]
         return result
 
-    @asynccontextmanager
-    async def _service(self) -> AsyncIterator[httpx.AsyncClient]:
+    def _client(self) -> TaxiClient:
         try:
-            client = httpx.AsyncClient(
-                base_url=self._plan.url,
-                limits=httpx.Limits(max_connections=self._plan.clients),
-                timeout=_REQUEST_S_MAX,
-                trust_env=False,
+            return TaxiClient(
+                self._plan.url,
+                patience_s=_SETUP_PATIENCE_S,
+                request_s_max=_REQUEST_S_MAX,
+                connections_max=self._plan.clients,
+                pause=self._pause,
             )
-        except httpx.InvalidURL as error:
-            raise InvalidInput(f"It is not an address: {error}.", field="--url") from None
-        async with client:
-            yield client
+        except InvalidInput as error:
+            raise InvalidInput(error.message, field="--url") from None
 
-    async def _check_service(self, service: httpx.AsyncClient) -> None:
-        """Without patience: who starts a replay wants to be told of a wrong address at once."""
+    async def _pause(self, reason: str, wait_s: float) -> None:
+        """Count a request that is sent again, unless all is to stop."""
         try:
-            response = await service.get("/health")
-        except httpx.TransportError as error:
-            raise NoService(
-                f"No booking service answers at {self._plan.url} ({_reason(error)})."
-                " Start one by `taxi serve`, or name another by --url."
-            ) from error
-        if response.is_success and isinstance(_body(response), dict):
-            return
-        raise NoService(f"What answers at {self._plan.url} is not the booking service.")
+            async with asyncio.timeout(wait_s):
+                await self._stopped.wait()
+        except TimeoutError:
+            self.tally.retries[reason] += 1
+        else:
+            raise _Stopped(f"stopped while it was to be sent again: {reason}")
 
-    async def _check_fleet(self, service: httpx.AsyncClient) -> None:
-        there = await self._must(
-            service, "GET", "/drivers", params={"fleet": self._plan.fleet, "limit": 1}
-        )
-        if there["items"]:
+    async def _make_fleet(self, service: TaxiClient) -> tuple[list[int], list[int]]:
+        """Ids of the drivers and of the riders."""
+        fleet, zone = self._plan.fleet, self._plan.zone
+        await service.check_service()
+        async for _ in service.drivers(fleet=fleet):
             raise InvalidInput(
-                f"There are drivers in the fleet {self._plan.fleet!r} already;"
-                " a replay needs a new one.",
+                f"There are drivers in the fleet {fleet!r} already; a replay needs a new one.",
                 field="--fleet",
             )
+        drivers = await self._add(
+            self._plan.drivers,
+            lambda number: service.add_driver(f"Replay driver {number}", fleet=fleet, zone=zone),
+        )
+        riders = await self._add(RIDERS, lambda number: service.add_rider(f"Replay rider {number}"))
+        return drivers, riders
 
     async def _add(
-        self, service: httpx.AsyncClient, path: str, names: list[str], more: Mapping[str, str]
+        self, count: int, add: Callable[[int], Awaitable[DriverOut | RiderOut]]
     ) -> list[int]:
-        """Ids of what was added, in order of `names`."""
-        ids: dict[str, int] = {}
+        """Ids of what was added, in order of their numbers from 1 on."""
+        ids: dict[int, int] = {}
 
-        async def add(name: str) -> None:
-            added = await self._must(
-                service, "POST", path, json={"name": name, **more}, key=f"{path} {name}"
-            )
-            ids[name] = added["id"]
+        async def work(number: int) -> None:
+            ids[number] = (await add(number)).id
 
-        await self._by_all_clients(iter(names), add)
-        return [ids[name] for name in names if name in ids]
+        await self._by_all_clients(iter(range(1, count + 1)), work)
+        return [ids[number] for number in sorted(ids)]
 
     def _sendings(
         self, trips: Iterable[Trip], drivers: list[int], riders: list[int]
@@ -332,61 +316,60 @@ class Replay:
         except* TaxiError as group:
             raise _first(group) from None
 
-    async def _book(self, service: httpx.AsyncClient, sending: _Sending) -> None:
+    async def _book(self, service: TaxiClient, sending: _Sending) -> None:
         trip, tally = sending.trip, self.tally
-        whose = (
-            {"fleet": self._plan.fleet}
-            if sending.driver_id is None
-            else {"driver_id": sending.driver_id}
+        body = BookingIn(
+            rider_id=sending.rider_id,
+            start=trip.start,
+            predicted_end=trip.end,
+            driver_id=sending.driver_id,
+            fleet=self._plan.fleet if sending.driver_id is None else None,
         )
-        body = {
-            "rider_id": sending.rider_id,
-            "start": trip.start.isoformat(),
-            "predicted_end": trip.end.isoformat(),
-            **whose,
-        }
         try:
-            answer = await self._ask(
-                service,
+            answer = await service.send(
                 "POST",
                 "/bookings",
-                self._plan.patience_s,
-                json=body,
-                key=f"line {trip.line}",
+                body=body,
+                key=f"replay {self._run} line {trip.line}",
+                patience_s=self._plan.patience_s,
             )
-        except _GaveUp as error:
-            tally.fail(trip.line, str(error))
+        except NoAnswer as error:
+            tally.fail(trip.line, f"given up after {error.after_s:.1f} s: {error.reason}")
             self._count_give_up()
+        except _Stopped as error:
+            tally.fail(trip.line, error.message)
         else:
             self._give_ups_in_a_row = 0
             self._count(trip, answer)
         self._on_settled(tally)
 
-    def _count(self, trip: Trip, answer: _Answer) -> None:
+    def _count(self, trip: Trip, answer: Answer) -> None:
         tally, response = self.tally, answer.response
-        body = _body(response)
-        kind = _problem_type(body)
-        if response.status_code == HTTPStatus.CREATED and isinstance(body, dict):
+        booking = _booking_in(response)
+        problem = problem_in(response)
+        if booking is not None:
             tally.accepted += 1
-            tally.drivers_used.add(body["driver_id"])
+            tally.drivers_used.add(booking.driver_id)
             tally.recalled += response.headers.get("Idempotency-Replayed") == "true"
-            self._remember(trip, body)
-        elif response.is_client_error and kind is not None:
-            tally.refuse(trip.line, kind, str(body["title"]))
+            self._remember(trip, booking)
+        elif (
+            problem is not None and problem.type.startswith(_REFUSALS) and response.is_client_error
+        ):
+            tally.refuse(trip.line, problem.type, problem.title)
         else:
-            tally.fail(trip.line, f"the service answered {_summary(response)}")
+            tally.fail(trip.line, f"the service answered {summary_of(response)}")
             return
         tally.latencies_s.append(answer.latency_s)
         tally.settled_s.append(answer.settled_s)
 
-    def _remember(self, trip: Trip, body: Mapping[str, Any]) -> None:
+    def _remember(self, trip: Trip, booking: BookingOut) -> None:
         if self._acknowledged is None:
             return
-        if body["id"] in self._acknowledged:
-            self._acknowledged_again.append(body["id"])
+        if booking.id in self._acknowledged:
+            self._acknowledged_again.append(booking.id)
             return
-        self._acknowledged[body["id"]] = _Acknowledged(
-            body["driver_id"], microseconds(trip.start), microseconds(trip.end)
+        self._acknowledged[booking.id] = _Acknowledged(
+            booking.driver_id, microseconds(trip.start), microseconds(trip.end)
         )
 
     def _count_give_up(self) -> None:
@@ -395,119 +378,22 @@ class Replay:
             self.tally.gone = True
             self._stopped.set()
 
-    async def _must(
-        self, service: httpx.AsyncClient, method: str, path: str, **request: Any
-    ) -> Any:
-        """The body of an answer that must be a success, or `NoService`."""
-        try:
-            answer = await self._ask(service, method, path, _SETUP_PATIENCE_S, **request)
-        except _GaveUp as error:
-            raise NoService(f"{method} {path}: {error}.") from None
-        if not answer.response.is_success:
-            raise NoService(f"{method} {path}: the service answered {_summary(answer.response)}.")
-        return _body(answer.response)
-
-    async def _ask(
-        self,
-        service: httpx.AsyncClient,
-        method: str,
-        path: str,
-        patience_s: float,
-        *,
-        key: str = "",
-        **request: Any,
-    ) -> _Answer:
-        """Send until answered. Raises `_GaveUp` when patience has run out or all is to stop."""
-        headers = {"Idempotency-Key": f"replay {self._run} {key}"} if key else {}
-        began = perf_counter()
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            sent = perf_counter()
-            retry_after_s = 0.0
-            try:
-                response = await service.request(method, path, headers=headers, **request)
-            except httpx.TransportError as error:
-                reason = _reason(error)
-            else:
-                if not _to_be_sent_again(response):
-                    now = perf_counter()
-                    return _Answer(response, now - sent, now - began)
-                reason = _summary(response)
-                retry_after_s = _retry_after_s(response)
-            wait_s = max(retry_after_s, pause_s) * (1 + random.random() / 4)
-            if perf_counter() - began + wait_s > patience_s:
-                raise _GaveUp(f"given up after {perf_counter() - began:.1f} s: {reason}")
-            if await self._stopped_within(wait_s):
-                raise _GaveUp(f"stopped while it was to be sent again: {reason}")
-            self.tally.retries[reason] += 1
-            pause_s = min(2 * pause_s, _PAUSE_S_MAX)
-
-    async def _stopped_within(self, wait_s: float) -> bool:
-        try:
-            async with asyncio.timeout(wait_s):
-                return await self._stopped.wait()
-        except TimeoutError:
-            return False
-
-    async def _bookings(self, service: httpx.AsyncClient) -> AsyncIterator[dict[str, Any]]:
-        params: dict[str, Any] = {"fleet": self._plan.fleet, "limit": _PAGE}
-        while True:
-            page = await self._must(service, "GET", "/bookings", params=params)
-            for booking in page["items"]:
-                yield booking
-            if page["next_cursor"] is None:
-                return
-            params["cursor"] = page["next_cursor"]
-
 
 def _first(group: BaseExceptionGroup[TaxiError]) -> TaxiError:
     first = group.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
-def _to_be_sent_again(response: httpx.Response) -> bool:
-    return response.status_code in _AGAIN or (
-        response.status_code == HTTPStatus.CONFLICT
-        and _problem_type(_body(response)) == _KEY_IN_USE
-    )
-
-
-def _retry_after_s(response: httpx.Response) -> float:
-    value = response.headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else 0.0  # a date is not worth a clock's error
-
-
-def _body(response: httpx.Response) -> Any:
+def _booking_in(response: httpx.Response) -> BookingOut | None:
+    if response.status_code != HTTPStatus.CREATED:
+        return None
     try:
-        return response.json()
-    except ValueError:
+        return _read_booking(response.content)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
-def _problem_type(body: Any) -> str | None:
-    kind = body.get("type") if isinstance(body, dict) else None
-    return kind if isinstance(kind, str) and kind.startswith("/problems/") else None
-
-
-def _summary(response: httpx.Response) -> str:
-    body = _body(response)
-    title = body.get("title") if isinstance(body, dict) else response.reason_phrase
-    return f"{response.status_code} {title or response.reason_phrase}"
-
-
-_REASONS: Mapping[type[Exception], str] = {
-    httpx.ConnectError: "cannot connect",
-    httpx.ConnectTimeout: "no connection in time",
-    httpx.TimeoutException: "no answer in time",
-    httpx.UnsupportedProtocol: "not an http address",
-    httpx.TransportError: "connection lost",
-}
-
-
-def _reason(error: httpx.TransportError) -> str:
-    return next(text for kind, text in _REASONS.items() if isinstance(error, kind))
-
-
-def _seen(booking: Mapping[str, Any]) -> _Acknowledged:
-    start, end = (datetime.fromisoformat(booking[name]) for name in ("start", "predicted_end"))
-    return _Acknowledged(booking["driver_id"], microseconds(start), microseconds(end))
+def _seen(booking: BookingOut) -> _Acknowledged:
+    return _Acknowledged(
+        booking.driver_id, microseconds(booking.start), microseconds(booking.predicted_end)
+    )

@@ -16,6 +16,7 @@ from booking.calendars import Held
 from booking.detection.bisect_neighbours import BisectNeighbours
 from booking.errors import BookingConflict, InvalidInput, NoDriverFree, Unavailable
 from booking.fleet_index import FleetIndex
+from booking.overrun import Policy
 from booking.postgres.advice import Advice
 from booking.postgres.database import Database
 from booking.postgres.follower import Follower
@@ -37,7 +38,13 @@ async def cut_off() -> AsyncIterator[Service]:
     follower = Follower(database, FleetIndex(BisectNeighbours, GapIndex))
     settings = read_settings({"DATABASE_URL": NOWHERE})
     yield Service(
-        settings, database, ledger, follower, Advice(database, follower), Commands(ledger)
+        settings,
+        database,
+        ledger,
+        follower,
+        Advice(database, follower),
+        Commands(ledger),
+        Policy(),
     )
     await database.close()
 

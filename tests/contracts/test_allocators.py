@@ -610,8 +610,7 @@ class InOrder:
 class HoldsOn(RowLock):
     """Does not let go of a driver who was refused."""
 
-    async def offer(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
-        return await self.record(connection, request)
+    holds_the_refused = False
 
 
 @pytest.mark.parametrize(

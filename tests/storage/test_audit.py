@@ -21,8 +21,10 @@ pytestmark = pytest.mark.anyio
 class NoCheck(CheckThenInsert):
     """Records whatever it is asked for."""
 
-    async def record(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
-        return await write_booking(connection, request)
+    async def record(
+        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
+    ) -> Booking:
+        return await write_booking(connection, request, moving)
 
 
 @pytest.fixture

@@ -128,7 +128,10 @@ async def test_the_check_leaves_nothing_behind(engine: AsyncEngine) -> None:
             ["column riders.name is missing", "constraint riders_name_not_empty is missing"],
         ),
         ("ALTER TABLE idempotency_keys SET UNLOGGED", ["table idempotency_keys is unlogged"]),
-        ("DROP TRIGGER bookings_changed ON bookings", ["trigger bookings_changed is missing"]),
+        (
+            "DROP TRIGGER bookings_changed ON bookings",
+            ["function stamp_booking is missing", "trigger bookings_changed is missing"],
+        ),
         (
             "ALTER TABLE bookings DISABLE TRIGGER bookings_changed",
             ["trigger bookings_changed is CREATE TRIGGER"],
