@@ -201,8 +201,10 @@ async def forget_keys(database: Database, older_than: timedelta) -> int:
 
 
 async def _fingerprint(request: Request[Any, Any, Any]) -> bytes:
-    told = f"{request.method} {request.url.path} {request.headers.get('If-Match')}\n".encode()
-    return hashlib.sha256(told + await request.body()).digest()
+    told = f"{request.method} {request.url.path}\n"
+    if insists_on := request.headers.get("If-Match"):
+        told += f"If-Match: {insists_on}\n"
+    return hashlib.sha256(told.encode() + await request.body()).digest()
 
 
 async def _look_up(connection: AsyncConnection, key: str, fingerprint: bytes) -> Answer | None:

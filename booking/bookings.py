@@ -33,6 +33,11 @@ class BookingState(StrEnum):
         """
         return self in ACTIVE_STATES
 
+    @property
+    def to_come(self) -> bool:
+        """Whether the trip has not begun and may yet: only then can it be moved."""
+        return self in {BookingState.HELD, BookingState.CONFIRMED}
+
 
 ACTIVE_STATES = frozenset({BookingState.HELD, BookingState.CONFIRMED, BookingState.IN_PROGRESS})
 
@@ -73,7 +78,7 @@ def check_transition(present: BookingState, wanted: BookingState) -> None:
 
 def check_movable(present: BookingState) -> None:
     """Raise `IllegalTransition` unless a booking in this state may be given another time."""
-    if present not in {BookingState.HELD, BookingState.CONFIRMED}:
+    if not present.to_come:
         raise IllegalTransition(
             f"A booking that is {present} cannot be moved; one that is held or confirmed can.",
             field="state",

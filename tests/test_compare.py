@@ -299,6 +299,7 @@ server.serve_forever()
 
 def test_a_server_that_does_not_start_is_not_waited_for_and_says_why(tmp_path: Path) -> None:
     said_in = tmp_path / "server.log"
+    # Private: a comparison's own server starts too well to show it.
     broken = processes._process([sys.executable, "-c", BREAKS], said_in)  # noqa: SLF001
     with broken as process, pytest.raises(CellFailed, match="It lacks a part"):
         processes._ready(process, said_in)  # noqa: SLF001  # all that looks at how it starts
@@ -336,6 +337,7 @@ def test_a_server_that_dies_under_the_load_fails_its_cell(
 
 def test_nothing_outlives_the_process_that_started_it(tmp_path: Path) -> None:
     said_in = tmp_path / "said.log"
+    # Private: nothing that a comparison starts is as stubborn.
     with processes._process([sys.executable, "-c", STUBBORN], said_in):  # noqa: SLF001
         while not (child := said_in.read_text().strip()):
             time.sleep(0.01)
@@ -601,6 +603,7 @@ def test_the_evidence_is_that_of_one_run(tmp_path: Path, monkeypatch: pytest.Mon
     for name in ("first", "second"):
         folder = tmp_path / name
         folder.mkdir()
+        # Private: one cell alone, without the comparison around it.
         comparer._run(Key(SAFE, "hot_window"), contender, comparer.url, folder, None)  # noqa: SLF001
     (evidence,) = (tmp_path / "kept").iterdir()
     assert len(list(evidence.glob("*.jsonl"))) == 1

@@ -155,7 +155,8 @@ async def _carry_out(
     policy: Policy,
 ) -> Overrun:
     following = await _following(connection, trip)
-    waiting = list(takewhile(_not_begun, following))
+    # What is under way itself is not moved, and so in the way of the late trip.
+    waiting = list(takewhile(lambda each: each.state.to_come, following))
     chain = Chain(trip.driver_id, _upcoming(trip), [_upcoming(each) for each in waiting])
     fleet = (await reads.driver(connection, trip.driver_id)).fleet
 
@@ -178,11 +179,6 @@ def _window(trip: Booking, end: datetime) -> TimeWindow:
     if end <= begin:
         raise EmptyWindow(field="predicted_end")
     return TimeWindow(begin, end)
-
-
-def _not_begun(booking: Booking) -> bool:
-    """Whether it can still be moved; what is under way itself is in the way of the late trip."""
-    return booking.state is not BookingState.IN_PROGRESS
 
 
 async def _following(connection: AsyncConnection, trip: Booking) -> list[Booking]:

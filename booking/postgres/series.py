@@ -3,7 +3,7 @@
 from calendar import Day
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime, time
+from datetime import datetime
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking.bookings import Booking, BookingRequest, BookingState, check_transition
+from booking.bookings import Booking, BookingRequest, BookingState
 from booking.errors import (
     BookingConflict,
     IllegalTransition,
     InvalidInput,
     NoDriverFree,
     Refused,
-    TaxiError,
     UnknownSeries,
 )
 from booking.postgres import reads
@@ -152,19 +151,26 @@ class StoredSeries:
     bookings: tuple[Booking, ...]
 
 
-async def read_series(connection: AsyncConnection, series_id: int) -> StoredSeries:
-    """The series of that number. Raises `UnknownSeries`."""
+async def read_series(
+    connection: AsyncConnection, series_id: int, *, lock: bool = False
+) -> StoredSeries:
+    """The series of that number; with `lock`, its bookings stay as they are until the end.
+
+    Raises `UnknownSeries`.
+    """
     found = await connection.execute(select(booking_series).where(booking_series.c.id == series_id))
     row = found.mappings().one_or_none()
     if row is None:
         raise UnknownSeries(f"There is no series {series_id}.", field="series_id")
-    rows = await connection.execute(
-        select(*BOOKING_COLUMNS)
-        .where(bookings.c.series_id == series_id)
-        .order_by(bookings.c.during, bookings.c.id)
+    # In order of number, as everybody locks bookings.
+    statement = (
+        select(*BOOKING_COLUMNS).where(bookings.c.series_id == series_id).order_by(bookings.c.id)
     )
-    booked = tuple(map(booking_of, rows))
-    return StoredSeries(row["id"], row["rider_id"], _recurrence(row), row["created_at"], booked)
+    if lock:
+        statement = statement.with_for_update(key_share=True)
+    booked = map(booking_of, await connection.execute(statement))
+    in_order = tuple(sorted(booked, key=lambda each: (each.start, each.id)))
+    return StoredSeries(row["id"], row["rider_id"], _recurrence(row), row["created_at"], in_order)
 
 
 async def cancel_series_in(
@@ -174,28 +180,16 @@ async def cancel_series_in(
 
     Raises `UnknownSeries`, or `IllegalTransition` if there is nothing left to cancel.
     """
-    series = await read_series(connection, series_id)
-    open_ones = [each for each in series.bookings if _not_begun(each)]
+    # Locked, or a trip that begins between the look and the step would be cancelled under way.
+    series = await read_series(connection, series_id, lock=True)
+    open_ones = [each for each in series.bookings if each.state.to_come]
     if not open_ones:
         raise IllegalTransition(
             f"Series {series_id} has no booking left that could be cancelled.", field="state"
         )
     for each in open_ones:
-        try:
-            await ledger.change_state_in(connection, each.id, BookingState.CANCELLED, reason=reason)
-        except IllegalTransition:
-            continue  # it was cancelled, or has lapsed, since we looked
+        await ledger.change_state_in(connection, each.id, BookingState.CANCELLED, reason=reason)
     return await read_series(connection, series_id)
-
-
-def _not_begun(booking: Booking) -> bool:
-    if booking.state is BookingState.IN_PROGRESS:
-        return False
-    try:
-        check_transition(booking.state, BookingState.CANCELLED)
-    except TaxiError:
-        return False
-    return True
 
 
 def _columns(recurrence: Recurrence) -> dict[str, Any]:
@@ -212,14 +206,12 @@ def _columns(recurrence: Recurrence) -> dict[str, Any]:
 
 
 def _recurrence(row: Any) -> Recurrence:
-    first: date = row["first_date"]
-    wall_clock: time = row["wall_clock"]
     return Recurrence(
         row["zone"],
-        wall_clock,
+        row["wall_clock"],
         row["duration_s"],
         frozenset(map(Day, row["weekdays"])),
-        first,
+        row["first_date"],
         row["last_date"],
         row["occurrences"],
         row["interval_weeks"],

@@ -237,7 +237,7 @@ active: ColumnElement[bool] = bookings.c.state.in_(
 )
 """Whether a booking keeps others out of its time."""
 to_come: ColumnElement[bool] = bookings.c.state.in_(
-    [literal_column(f"'{state}'") for state in (BookingState.HELD, BookingState.CONFIRMED)]
+    [literal_column(f"'{state}'") for state in BookingState if state.to_come]
 )
 """Whether a booking has not begun and may yet."""
 lapsed: ColumnElement[bool] = and_(

@@ -77,7 +77,7 @@ def _row(comparison: Comparison, contender: Contender, scenario: str | None) -> 
             f"{audited.double_bookings + audited.passing:,}",
             f"{audited.lost:,}",
             f"{audited.unjustified:,}",
-            f"{audited.unexpected:,}",
+            _NONE if audited.unexpected is None else f"{audited.unexpected:,}",
         ]
     )
     return [contender.name, _claim(contender), *counts, *_figures(summary, scenario)]

@@ -119,14 +119,16 @@ class Audited(msgspec.Struct, frozen=True):
     lost: int = 0
     """Acknowledgements that the ledger does not bear out."""
     unjustified: int = 0
-    unexpected: int = 0
-    """Answers that are none to what was asked, such as a server's error."""
+    unexpected: int | None = None
+    """Answers that are none to what was asked, such as a server's error; None of an audit
+    that did not look for them."""
     examples: tuple[Example, ...] = ()
 
     @property
     def faults(self) -> int:
         """Everything that is wrong."""
-        return self.double_bookings + self.passing + self.lost + self.unjustified + self.unexpected
+        known = self.double_bookings + self.passing + self.lost + self.unjustified
+        return known + (self.unexpected or 0)
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -306,9 +308,9 @@ def added_up(audits: Iterable[Audited | None]) -> Audited | None:
     if not there:
         return None
     counts = {
-        name: sum(getattr(each, name) for each in there)
+        name: sum(found)
         for name in Audited.__struct_fields__
-        if name != "examples"
+        if name != "examples" and None not in (found := [getattr(each, name) for each in there])
     }
     examples = [example for each in there for example in each.examples]
     kept = [
@@ -415,7 +417,7 @@ def _whats_wrong(audited: Audited | None) -> str:
         (doubles, "double booking"),
         (audited.lost, "lost booking"),
         (audited.unjustified, "unjustified refusal"),
-        (audited.unexpected, "unexpected answer"),
+        (audited.unexpected or 0, "unexpected answer"),
     )
     return ", ".join(f"{n:,} {what}{'s' if n > 1 else ''}" for n, what in counts if n)
 

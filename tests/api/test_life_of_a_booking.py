@@ -153,6 +153,16 @@ def test_the_clock_says_that_a_trip_is_late_when_nobody_does(
     client: httpx.Client, wish: Wish
 ) -> None:
     now = datetime.now(UTC)
+    # One that is overdue for longer, and cannot be helped: another trip of its driver, under
+    # way as well, is right behind it. It must not keep the others waiting.
+    stuck = add(client, "/drivers", {"name": "Stuck"})
+    for begin, end in ((-20, -1), (-1, 20)):
+        times = {
+            "start": (now + timedelta(minutes=begin)).isoformat(),
+            "predicted_end": (now + timedelta(minutes=end)).isoformat(),
+        }
+        booked = client.post("/bookings", json=wish(driver_id=stuck) | times)
+        assert client.post(f"{booked.headers['Location']}/start").status_code == 200
     times = {
         "start": (now - timedelta(minutes=10)).isoformat(),
         "predicted_end": (now + timedelta(seconds=1)).isoformat(),

@@ -175,6 +175,7 @@ async def test_when_a_step_fails_nobody_has_moved(world: World) -> None:
             raise Unavailable
         return await record(connection, request, moving)
 
+    # Assigned, as no recipe fails by itself.
     world.ledger.record = fails_at_the_third  # type: ignore[method-assign]
     with pytest.raises(Unavailable):
         await late(world, trip, 65)
