@@ -21,10 +21,10 @@ from booking.errors import InvalidInput, TaxiError
 from booking.postgres.database import Isolation, dsn, parse_url
 from booking.postgres.schema import plainly_told, prepare, url_for
 from booking.strategies import Act, strategies
-from loadtest import figures
+from loadtest import figures, machine
 from loadtest.bench import databases
 from loadtest.proof import exhaustion, tables
-from loadtest.proof.exhaustion import LEVELS, Bench, Cell, Played, Subject
+from loadtest.proof.exhaustion import LEVELS, Bench, Cell, Played, Proof, Subject
 from loadtest.proof.scenarios import SCENARIOS, Scenario
 
 _HEADINGS = {level: level.lower() for level in LEVELS}
@@ -108,10 +108,11 @@ def _matrix(
     with server_url() as url:
         with plainly_told(url):
             server = asyncio.run(exhaustion.server_version(url))
+        about = machine.describe(["sqlalchemy", "asyncpg"])
         cells = _cells(url, subjects, levels, sessions)
     _print(cells, levels)
     if json_file is not None:
-        result = msgspec.json.encode(exhaustion.proof(server, sessions, cells))
+        result = msgspec.json.encode(Proof(about, server, sessions, cells))
         with _writing(json_file), figures.replacing(json_file) as new:
             new.write_bytes(msgspec.json.format(result, indent=1) + b"\n")
     return 0 if all(cell.keeps_its_claim for cell in cells) else 1

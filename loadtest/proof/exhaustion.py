@@ -32,7 +32,6 @@ from booking.ledgers import Claim
 from booking.postgres.database import Database, Isolation, dsn
 from booking.postgres.ledger import PostgresLedger
 from booking.strategies import Act, find, strategies
-from loadtest import machine
 from loadtest.proof.footprints import Footprint, independent
 from loadtest.proof.scenarios import ANOMALIES, SCENARIOS, TOLD, Judge, Row, Scenario, Sign
 from loadtest.proof.search import Diverged, Independent, Search, orders
@@ -433,8 +432,3 @@ async def server_version(url: str) -> str:
         return f"PostgreSQL {await connection.fetchval('SHOW server_version')}"
     finally:
         await connection.close()
-
-
-def proof(server: str, sessions: int, cells: list[Cell]) -> Proof:
-    """The matrix, with what it was made on."""
-    return Proof(machine.describe(["sqlalchemy", "asyncpg"]), server, sessions, cells)
