@@ -20,11 +20,12 @@ FIND_UV = uv=uv; uv sync --help 2>/dev/null | grep -q no-default-groups || uv=.t
 NO_SYNC = { echo 'The packages or a Python could not be set up (see above).' \
 	'uv downloads both: check the network, or install Python 3.12 or later.' >&2; exit 1; }
 
-.PHONY: help run test check bench compare clean uv runtime all
+.PHONY: help run test campaign check bench compare clean uv runtime all
 
 help:
 	@echo 'make run     set up, then serve the API with a small fleet (ARGS="--port 9000")'
 	@echo 'make test    set up, then lint, types and tests (ARGS="-k word")'
+	@echo 'make campaign  set up, then the tests that take long (ARGS="-k lock_step")'
 	@echo 'make check   set up, then lint and types alone'
 	@echo 'make bench   set up, then measure detection and allocation (ARGS="--quick")'
 	@echo 'make compare set up, then compare the strategies by speed and correctness (ARGS="--quick")'
@@ -40,6 +41,9 @@ check: all
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+campaign: all
+	.venv/bin/pytest -m campaign -s $(ARGS)
 
 bench: all
 	@exec .venv/bin/taxi bench $(ARGS)

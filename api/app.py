@@ -4,7 +4,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
@@ -13,23 +13,31 @@ from typing import Any
 from litestar import Litestar, get
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
-from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import License, Tag
 from litestar.response import Redirect
 from litestar_offline_docs import generate_static_files_config
 
-from api import metrics
+from api import metrics, tracing
+from api.deliveries import Deliveries
+from api.doors import Doors
+from api.edge import Edge
+from api.feed import Feed
 from api.idempotency import Commands, forget_keys
+from api.openapi import DocumentConfig
+from api.osrm import Osrm
 from api.problems import on_bug, on_domain_error, on_http_error
 from api.requests import StrictRequest, refuse_unknown_parameters
 from api.routes.availability import AvailabilityController
 from api.routes.bookings import BookingsController
 from api.routes.drivers import DriversController
+from api.routes.events import EventsController
 from api.routes.operations import HealthController, MetricsController, ProblemsController
 from api.routes.riders import RidersController
 from api.routes.schedule import ScheduleController
 from api.routes.series import SeriesController
+from api.routes.waiting_list import WaitingListController
+from api.routes.webhooks import WebhooksController
 from api.service import Service
 from api.settings import Settings, read_settings, variable_of
 from booking.errors import (
@@ -43,17 +51,26 @@ from booking.errors import (
 from booking.fleet_index import FleetIndex
 from booking.overrun import Policy
 from booking.postgres.advice import Advice
+from booking.postgres.attribution import CLOCK, Attribution, attribute
 from booking.postgres.database import Database
+from booking.postgres.events import forget_events
 from booking.postgres.follower import Follower
+from booking.postgres.observers import Observer
 from booking.postgres.overruns import overdue, report_end
+from booking.postgres.terms import work_out_ahead
+from booking.postgres.waiting import WaitingList
 from booking.strategies import Act, find
+from booking.travel import GreatCircle, TravelTimes
 
 logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 64 * 1024
 _FORGET_INTERVAL_S = 3_600
+_WORK_OUT_INTERVAL_S = 3_600
 _SWEEP_INTERVAL_S = 1.0
+_COUNTS_INTERVAL_S = 60.0
 _WATCH_INTERVAL_S = 5.0
+_CATCH_UP_INTERVAL_S = 5.0
 _STATIC = "/docs-assets"
 _DESCRIPTION = """
 Books drivers, and never the same driver twice for the same time.
@@ -64,6 +81,8 @@ Books drivers, and never the same driver twice for the same time.
 * What is refused is answered with a problem (RFC 9457); `GET /problems` lists them.
 * Send an `Idempotency-Key` with whatever must not happen twice, and repeat the request
   under the same key when the answer was lost.
+* Send the token from `POST /tokens` as `Authorization: Bearer`. What is not yours is answered
+  as what does not exist.
 """
 
 
@@ -72,36 +91,44 @@ def create_app(settings: Settings) -> Litestar:
 
     Raises `InvalidInput` for a strategy or a database address that there is none of.
     """
-    service = _service(settings)
+    traces = tracing.Tracing() if tracing.wanted() else None
+    observer = metrics.Counting(traces)
+    service = _service(settings, observer)
+    if traces is not None:
+        traces.follow(service.database.engine, service.database.lanes)
+    # One connection of its own: who somebody is must not queue behind the requests.
+    standings = _database(settings, 1, observer)
+    doors = Doors(settings, standings, service.look)
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
-        async with service.follower.running():
-            helpers = [
-                asyncio.create_task(metrics.watch(service.ledger, service.follower)),
-                *(
-                    asyncio.create_task(_forever(what, interval_s, partial(work, service)))
-                    for what, interval_s, work in _CHORES
-                ),
-                asyncio.create_task(_tune_the_collector(service.follower)),
-            ]
-            try:
+        with (
+            traces.exporting() if traces is not None else nullcontext(),
+            service.stopping.listening(settings.drain_s),
+        ):
+            async with _at_work(service, doors):
                 yield
-            finally:
-                for helper in helpers:
-                    helper.cancel()
-                await asyncio.gather(*helpers, return_exceptions=True)
-        for database in (service.database, service.follower.database):
-            await database.close()
+            for database in (
+                service.database,
+                service.follower.database,
+                service.feed.database,
+                standings,
+            ):
+                await database.close()
+            if isinstance(service.ledger.travel_times, Osrm):
+                await service.ledger.travel_times.close()
 
-    return Litestar(
+    app = Litestar(
         route_handlers=[
             DriversController,
             RidersController,
             BookingsController,
             SeriesController,
+            WaitingListController,
             AvailabilityController,
             ScheduleController,
+            EventsController,
+            WebhooksController,
             HealthController,
             ProblemsController,
             MetricsController,
@@ -110,18 +137,53 @@ def create_app(settings: Settings) -> Litestar:
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         request_class=StrictRequest,
         before_request=refuse_unknown_parameters,
+        after_exception=[metrics.count_unavailable],
         exception_handlers={
             TaxiError: on_domain_error,
             HTTPException: on_http_error,
             Exception: on_bug,
         },
         lifespan=[lifespan],
-        middleware=[metrics.REQUESTS.middleware],
+        middleware=[*([traces.middleware] if traces else []), metrics.REQUESTS.middleware],
+        plugins=[doors],
         openapi_config=_openapi(),
         static_files_config=[generate_static_files_config(_STATIC)],
         request_max_body_size=BODY_BYTES_MAX,
         logging_config=None,  # whoever runs the service decides where its log goes
     )
+    # Round all of it, also where no route is found: the list above goes round routes.
+    app.asgi_handler = Edge(
+        app.asgi_handler, requests_max=settings.requests_max, stopping=service.stopping
+    )
+    return app
+
+
+@asynccontextmanager
+async def _at_work(service: Service, doors: Doors) -> AsyncIterator[None]:
+    """What the service does besides answering, until the block is left."""
+    deliveries = Deliveries(
+        service.feed.database, answer_s_max=service.settings.webhook_answer_s_max
+    )
+    async with service.follower.running(), service.feed.running(), deliveries.running():
+        with tracing.untraced():
+            helpers = [
+                asyncio.create_task(metrics.watch(service.ledger, service.follower)),
+                *(
+                    asyncio.create_task(_forever(what, interval_s, partial(work, service)))
+                    for what, interval_s, work in _CHORES
+                ),
+                asyncio.create_task(
+                    _forever("Forgetting counts", _COUNTS_INTERVAL_S, doors.forget_counts)
+                ),
+                asyncio.create_task(_tune_the_collector(service.follower)),
+                asyncio.create_task(_end_streams(service)),
+            ]
+        try:
+            yield
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
 
 
 @get("/", include_in_schema=False)
@@ -134,8 +196,8 @@ def from_environment() -> Litestar:
     return create_app(read_settings())
 
 
-def _service(settings: Settings) -> Service:
-    database = _database(settings, pool_size=settings.pool_size)
+def _service(settings: Settings, observer: Observer) -> Service:
+    database = _database(settings, settings.pool_size, observer)
     allocator = _strategy(Act.ALLOCATION, settings.allocator, "allocate", "TAXI_ALLOCATOR")
     ledger = _strategy(Act.PREVENTION, settings.prevention, "record", "TAXI_PREVENTION")
     index = FleetIndex(
@@ -143,17 +205,38 @@ def _service(settings: Settings) -> Service:
         _strategy(Act.ALLOCATION, settings.roster, "any_free", "TAXI_ROSTER"),
     )
     # One connection of its own: a poll must not queue behind the requests.
-    follower = Follower(_database(settings, pool_size=1), index)
+    follower = Follower(_database(settings, 1, observer), index)
     recording = ledger(database, allocator())
+    recording.travel_times = _travel_times(settings)
+    advice = Advice(database, follower, recording.travel_times)
+    waiting_list = WaitingList(recording, settings.offer_s, advice.note)
+    recording.queue = waiting_list
+    # Two of their own: those who are told what happened must not queue behind the requests.
+    feed = Feed(_database(settings, 2, observer), streams_max=settings.streams_max)
     return Service(
         settings,
         database,
         recording,
         follower,
-        Advice(database, follower),
-        Commands(recording),
+        advice,
+        Commands(recording, settings.rider_hours_max),
         _policy(settings),
+        waiting_list,
+        feed,
     )
+
+
+def _travel_times(settings: Settings) -> TravelTimes:
+    try:
+        straight = GreatCircle(settings.city_zone)
+    except InvalidInput as error:
+        raise InvalidInput(error.message, field="TAXI_CITY_ZONE") from None
+    if not settings.osrm_url:
+        return straight
+    try:
+        return Osrm(settings.osrm_url, straight)
+    except InvalidInput as error:
+        raise InvalidInput(error.message, field="TAXI_OSRM_URL") from None
 
 
 def _policy(settings: Settings) -> Policy:
@@ -174,18 +257,19 @@ def _strategy(act: Act, name: str, method: str, variable: str) -> type[Any]:
     return strategy
 
 
-def _database(settings: Settings, *, pool_size: int) -> Database:
+def _database(settings: Settings, pool_size: int, observer: Observer) -> Database:
     return Database(
         settings.database_url,
         pool_size=pool_size,
         waiting_max=settings.waiting_max,
         wait_s_max=settings.wait_s_max,
         statement_s_max=settings.statement_s_max,
+        observer=observer,
     )
 
 
-def _openapi() -> OpenAPIConfig:
-    return OpenAPIConfig(
+def _openapi() -> DocumentConfig:
+    return DocumentConfig(
         title="Taxi booking",
         version=version("taxi-booking"),
         description=_DESCRIPTION,
@@ -205,9 +289,13 @@ def _openapi() -> OpenAPIConfig:
         tags=[
             Tag("bookings", "Book, look, hold, move, give away, start, complete, cancel."),
             Tag("series", "Bookings that come again and again, by the clock on the wall."),
+            Tag("waiting list", "Time that is taken, offered in order when it becomes free."),
             Tag("drivers", "The fleet, each driver's agenda and free time."),
             Tag("riders", "Who books."),
+            Tag("accounts", "Sign up, sign in, and who may do what."),
             Tag("availability", "Who is free, across the fleet."),
+            Tag("events", "What happened, and who did it: by the page, or as it happens."),
+            Tag("webhooks", "Messages to those who want to know, signed, until they are accepted."),
             Tag("operations", "For whoever watches over the service."),
             Tag("problems", "What the `type` of a problem means."),
         ],
@@ -216,6 +304,7 @@ def _openapi() -> OpenAPIConfig:
 
 async def _forever(what: str, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
     """Do the work again and again; a failure is told, and is not the last time."""
+    attribute(Attribution(CLOCK))
     while True:
         try:
             await work()
@@ -230,8 +319,14 @@ async def _forget_old_keys(service: Service) -> None:
     await forget_keys(service.database, timedelta(hours=service.settings.idempotency_hours))
 
 
+async def _forget_old_events(service: Service) -> None:
+    await forget_events(service.database, timedelta(days=service.settings.events_days))
+
+
 async def _sweep_holds(service: Service) -> None:
-    for expired in await service.ledger.sweep():
+    swept = await service.ledger.sweep()
+    metrics.count_expired(len(swept))
+    for expired in swept:
         service.advice.note(expired)
 
 
@@ -254,11 +349,29 @@ async def _watch_the_clock(service: Service) -> None:
             service.note_overrun(overrun)
 
 
+async def _work_out_hours(service: Service) -> None:
+    while await service.database.transact(work_out_ahead):
+        pass
+
+
+async def _offer_what_was_missed(service: Service) -> None:
+    await service.waiting_list.catch_up()
+
+
 _CHORES = (
     ("Forgetting old idempotency keys", _FORGET_INTERVAL_S, _forget_old_keys),
+    ("Working out shifts", _WORK_OUT_INTERVAL_S, _work_out_hours),
+    ("Forgetting old events", _FORGET_INTERVAL_S, _forget_old_events),
     ("Sweeping lapsed holds", _SWEEP_INTERVAL_S, _sweep_holds),
     ("Watching the clock", _WATCH_INTERVAL_S, _watch_the_clock),
+    ("Offering free time to those who wait", _CATCH_UP_INTERVAL_S, _offer_what_was_missed),
 )
+
+
+async def _end_streams(service: Service) -> None:
+    """Streams last for ever, and would keep a process that is to stop from it."""
+    await service.stopping.wait()
+    service.feed.stop()
 
 
 async def _tune_the_collector(follower: Follower) -> None:

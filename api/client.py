@@ -7,8 +7,10 @@ What is merely asked is sent again as well.
 """
 
 import asyncio
+import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import datetime
 from http import HTTPStatus
 from time import perf_counter
@@ -32,6 +34,7 @@ from api.structs import (
     DriverIn,
     DriverOut,
     DriverPage,
+    EventOut,
     FieldError,
     Gaps,
     Happened,
@@ -41,17 +44,23 @@ from api.structs import (
     Offer,
     OverrunOut,
     Page,
+    PlaceBody,
     RiderIn,
     RiderOut,
     RiderPage,
     Schedule,
     Status,
+    WaitingIn,
+    WaitingOut,
+    WaitingPage,
     WindowOut,
 )
 from booking.bookings import BookingState
 from booking.drivers import MAIN_FLEET
 from booking.errors import InvalidInput, TaxiError
+from booking.places import Place
 from booking.time_window import utc
+from booking.waiting import WaitingState
 
 PAGE_ITEMS = 1_000
 """Items that are asked for at once; the service gives no more."""
@@ -69,6 +78,8 @@ _KEY_CHARS_MAX = 255
 _PORT_MAX = 65_535
 _FIRST_PAUSE_S = 0.1
 _PAUSE_S_MAX = 5.0
+_QUIET_S_MAX = 45.0
+"""A stream of events is cut off if nothing at all comes for so long; three times its heartbeat."""
 _JITTER = 0.25
 """A pause is longer by up to this share of it, so that those who failed together part."""
 
@@ -152,11 +163,17 @@ class ProblemChanged(ProblemAnswer):
     """The booking is not at the version named any more."""
 
 
+class ProblemNotAllowed(ProblemAnswer):
+    """The token is missing, or not valid any more, or its account may not do that."""
+
+
 _PROBLEMS: Mapping[int, type[ProblemAnswer]] = {
     HTTPStatus.BAD_REQUEST: ProblemInvalid,
     HTTPStatus.CONTENT_TOO_LARGE: ProblemInvalid,
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: ProblemInvalid,
     HTTPStatus.UNPROCESSABLE_ENTITY: ProblemInvalid,
+    HTTPStatus.UNAUTHORIZED: ProblemNotAllowed,
+    HTTPStatus.FORBIDDEN: ProblemNotAllowed,
     HTTPStatus.NOT_FOUND: ProblemNotFound,
     HTTPStatus.CONFLICT: ProblemConflict,
     HTTPStatus.PRECONDITION_FAILED: ProblemChanged,
@@ -173,6 +190,15 @@ class Answer(NamedTuple):
     """From the first sending, pauses included."""
 
 
+class _Again(Exception):  # no error: it is asked again
+    """The service does not answer now."""
+
+
+class _Message(NamedTuple):
+    id: str
+    data: str
+
+
 async def _sleep(_reason: str, wait_s: float) -> None:
     await asyncio.sleep(wait_s)
 
@@ -184,7 +210,8 @@ class TaxiClient:
     again, for `patience_s` in all, when there is no connection, when it breaks
     or is too slow, on 429, 502, 503 and 504, and while an earlier sending of
     the same command still runs; `Retry-After` is heeded. `pause` waits in
-    between, and may raise to break off.
+    between, and may raise to break off. `token` says who asks; without one, that in the
+    environment does, `TAXI_TOKEN`.
 
     The methods raise `ProblemAnswer` for what the service refuses, `NoAnswer`
     when patience runs out, `NoService` when something else answers, and
@@ -201,6 +228,7 @@ class TaxiClient:
         request_s_max: float = 15.0,
         connections_max: int = 10,
         pause: Pause = _sleep,
+        token: str | None = None,
     ) -> None:
         self.base_url = base_url
         self._patience_s = patience_s
@@ -212,6 +240,7 @@ class TaxiClient:
                 limits=httpx.Limits(max_connections=connections_max),
                 timeout=request_s_max,
                 trust_env=False,
+                headers=_authorization(token or os.environ.get("TAXI_TOKEN")),
             )
         except httpx.InvalidURL as error:
             raise InvalidInput(f"It is not an address: {error}.", field="base_url") from None
@@ -241,10 +270,16 @@ class TaxiClient:
             raise self._another(heard) from None
 
     async def add_driver(
-        self, name: str, *, fleet: str = MAIN_FLEET, zone: str = "UTC"
+        self,
+        name: str,
+        *,
+        fleet: str = MAIN_FLEET,
+        zone: str = "UTC",
+        turnaround_s: int | None = None,
     ) -> DriverOut:
         """Add a driver."""
-        return await self._command(DriverOut, "/drivers", DriverIn(name, fleet, zone))
+        body = DriverIn(name, fleet, zone, turnaround_s)
+        return await self._command(DriverOut, "/drivers", body)
 
     async def add_rider(self, name: str) -> RiderOut:
         """Add a rider."""
@@ -273,6 +308,8 @@ class TaxiClient:
         driver_id: int | None = None,
         fleet: str | None = None,
         hold_s: int | None = None,
+        pickup: Place | None = None,
+        dropoff: Place | None = None,
         key: str | None = None,
     ) -> BookingOut:
         """Book a driver, or any free driver of a fleet.
@@ -280,7 +317,9 @@ class TaxiClient:
         A program that is to survive its own crash brings its own `key`, kept
         beforehand: under it, the same booking is not made twice.
         """
-        wanted = _wanted(rider_id, start, predicted_end, driver_id, fleet, hold_s)
+        wanted = _wanted(rider_id, start, predicted_end, driver_id, fleet)
+        wanted.hold_s = hold_s
+        wanted.pickup, wanted.dropoff = PlaceBody.of(pickup), PlaceBody.of(dropoff)
         return await self._command(BookingOut, "/bookings", wanted, key=key)
 
     async def check(
@@ -379,6 +418,43 @@ class TaxiClient:
         path = f"/bookings/{booking_id}/predict-end"
         return await self._command(OverrunOut, path, body, version=version)
 
+    async def wait(
+        self,
+        rider_id: int,
+        start: datetime,
+        predicted_end: datetime,
+        *,
+        driver_id: int | None = None,
+        fleet: str | None = None,
+        key: str | None = None,
+    ) -> WaitingOut:
+        """Wait for time of a driver, or of any driver of a fleet; offered at once if it is free.
+
+        What is offered is a booking, to be confirmed by `offer_expires_at`.
+        """
+        wanted = WaitingIn(
+            rider_id, utc(start, "start"), utc(predicted_end, "predicted_end"), driver_id, fleet
+        )
+        return await self._command(WaitingOut, "/waiting-list", wanted, key=key)
+
+    async def waiting_entry(self, entry_id: int) -> WaitingOut:
+        """One entry of the waiting list."""
+        return await self._get(WaitingOut, f"/waiting-list/{entry_id}")
+
+    def waiting_list(
+        self,
+        *,
+        rider_id: int | None = None,
+        fleet: str | None = None,
+        state: WaitingState | None = None,
+    ) -> AsyncIterator[WaitingOut]:
+        """All entries that fit, in order of joining."""
+        return self._each(WaitingPage, "/waiting-list", rider_id=rider_id, fleet=fleet, state=state)
+
+    async def withdraw(self, entry_id: int) -> WaitingOut:
+        """Wait no longer, or decline what was offered."""
+        return await self._command(WaitingOut, f"/waiting-list/{entry_id}/withdraw", None)
+
     async def agenda(self, driver_id: int, start: datetime, end: datetime) -> list[BookingOut]:
         """The driver's active bookings that overlap `[start, end)`, in order of start."""
         agenda = await self._get(Agenda, f"/drivers/{driver_id}/agenda", **_span(start, end))
@@ -404,6 +480,59 @@ class TaxiClient:
     ) -> Schedule:
         """Every working driver of a fleet, with what they have in `[start, end)`."""
         return await self._get(Schedule, "/schedule", fleet=fleet, **_span(start, end))
+
+    async def events(
+        self,
+        *,
+        after: str | None = None,
+        booking_id: int | None = None,
+        driver_id: int | None = None,
+        rider_id: int | None = None,
+    ) -> AsyncGenerator[EventOut]:
+        """What happens, as it happens and without end: from now on, or behind the event `after`.
+
+        A stream that breaks is taken up again where it broke, so nothing is missed and
+        nothing comes twice. Raises `NoAnswer` when it cannot be taken up for `patience_s`,
+        and otherwise as the class says.
+        """
+        wanted = {"booking_id": booking_id, "driver_id": driver_id, "rider_id": rider_id}
+        params = {name: value for name, value in wanted.items() if value is not None}
+        last, silent_since, pause_s = after, None, _FIRST_PAUSE_S
+        while True:
+            reason = "the stream ended"
+            try:
+                async with self._stream(params, last) as response:
+                    async for message in _messages(response):
+                        silent_since, pause_s = None, _FIRST_PAUSE_S
+                        last = message.id or last
+                        if message.data:
+                            yield msgspec.json.decode(message.data, type=EventOut)
+            except _Again as again:
+                reason = str(again)
+            except httpx.TransportError as error:
+                reason = next(text for kind, text in _REASONS.items() if isinstance(error, kind))
+            now = perf_counter()
+            silent_since = silent_since or now
+            if now - silent_since + pause_s > self._patience_s:
+                raise NoAnswer(self.base_url, now - silent_since, reason, None)
+            await self._pause(reason, pause_s * (1 + random.random() * _JITTER))  # noqa: S311  # no secret
+            pause_s = min(2 * pause_s, _PAUSE_S_MAX)
+
+    @asynccontextmanager
+    async def _stream(
+        self, params: Mapping[str, int], last: str | None
+    ) -> AsyncIterator[httpx.Response]:
+        headers = {} if last is None else {"Last-Event-ID": last}
+        timeout = httpx.Timeout(self._http.timeout.connect, read=_QUIET_S_MAX)
+        async with self._http.stream(
+            "GET", "/events/stream", params=params, headers=headers, timeout=timeout
+        ) as response:
+            if not response.is_success:
+                await response.aread()
+                if _to_be_sent_again(response):
+                    raise _Again(summary_of(response))
+                self._decoded(response, Status)  # raises the problem
+            yield response
 
     async def send(
         self,
@@ -520,6 +649,32 @@ class TaxiClient:
         )
 
 
+async def _messages(response: httpx.Response) -> AsyncIterator[_Message]:
+    """The messages of a stream of server-sent events; comments come as empty ones.
+
+    <https://html.spec.whatwg.org/multipage/server-sent-events.html>
+    """
+    id_, data = "", list[str]()
+    async for line in _lines(response):
+        name, _, value = line.partition(":")
+        if not line:
+            yield _Message(id_, "\n".join(data))
+            data = []
+        elif name == "id":
+            id_ = value.removeprefix(" ")
+        elif name == "data":
+            data.append(value.removeprefix(" "))
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    """The lines of a body, as they come. The library would also end some within a text of JSON."""
+    rest = b""
+    async for chunk in response.aiter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.rstrip(b"\r").decode()
+
+
 def problem_in(response: httpx.Response) -> BookingProblem | None:
     """The problem that a response carries, if any."""
     if not response.headers.get("Content-Type", "").startswith("application/problem+json"):
@@ -557,6 +712,14 @@ def _retry_after_s(response: httpx.Response) -> float:
     return float(value) if value.isdecimal() else 0.0  # a date is not worth a clock's error
 
 
+def _authorization(token: str | None) -> dict[str, str]:
+    if not token:
+        return {}
+    if not (token.isascii() and token.isprintable()):
+        raise InvalidInput("It is not a token.", field="TAXI_TOKEN")
+    return {"Authorization": f"Bearer {token}"}
+
+
 def _checked(key: str) -> str:
     if not (key.isascii() and key.isprintable() and 1 <= len(key) <= _KEY_CHARS_MAX):
         raise InvalidInput(
@@ -572,7 +735,6 @@ def _wanted(
     predicted_end: datetime,
     driver_id: int | None,
     fleet: str | None,
-    hold_s: int | None = None,
 ) -> BookingIn:
     return BookingIn(
         rider_id=rider_id,
@@ -580,7 +742,6 @@ def _wanted(
         predicted_end=utc(predicted_end, "predicted_end"),
         driver_id=driver_id,
         fleet=fleet,
-        hold_s=hold_s,
     )
 
 

@@ -3,16 +3,28 @@
 A feed is read again and again, and each program keeps what it has read. So an event
 has the same UID for ever, its SEQUENCE grows with every change of the booking, and a
 cancelled booking stays in the feed for a while, as cancelled: one that is merely
-missing is kept by some programs. (One that was given to another driver is missing from
-the feed of the first.)
+missing is kept by some programs. So does one that was given to another driver, in the
+feed of the first.
+
+Most of the time nothing has changed. Then the tag of what was read before brings a 304
+without a body (RFC 9110, section 13.1.2). The tag is a weak one: two feeds with the same
+tag say the same, but each says when it was written.
 """
 
+import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import Annotated
 
+import msgspec
 from icalendar import Calendar, Event
 from litestar import Response
+from litestar.datastructures import ResponseHeader
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import HeaderParameter
 
 from booking.bookings import Booking, BookingState
 
@@ -36,12 +48,48 @@ KEEP = timedelta(days=30)
 """How long a booking stays in the feed after its end."""
 
 
-def response(name: str, events: Iterable[tuple[Booking, str]]) -> Response[bytes]:
-    """The feed as an answer."""
-    return Response(feed(name, events), media_type=MEDIA_TYPE)
+SeenHeader = Annotated[
+    str | None,
+    HeaderParameter(
+        name="If-None-Match",
+        description="The `ETag` of the feed as it was read; a 304 if nothing has changed since.",
+    ),
+]
+ETAG = ResponseHeader(
+    name="ETag",
+    description="Tells what the feed says, for `If-None-Match`.",
+    documentation_only=True,
+    value="",
+)
+NOT_MODIFIED = {
+    int(HTTPStatus.NOT_MODIFIED): ResponseSpec(
+        None, description="Nothing has changed since the feed of `If-None-Match`."
+    )
+}
 
 
-def feed(name: str, events: Iterable[tuple[Booking, str]]) -> bytes:
+def given_away(booking: Booking) -> Booking:
+    """A booking that another driver has now, as the one before sees it."""
+    return replace(booking, state=BookingState.CANCELLED, cancel_reason="Given to another driver.")
+
+
+def response(name: str, events: Sequence[tuple[Booking, str]], seen: str | None) -> Response[bytes]:
+    """The feed as an answer, or that it is as it was `seen`, which is an `If-None-Match`."""
+    tag = _tag_of(name, events)
+    headers = {"ETag": f"W/{tag}"}
+    if seen is not None and {"*", tag} & {
+        each.strip().removeprefix("W/") for each in seen.split(",")
+    }:
+        return Response(b"", status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    return Response(feed(name, events), media_type=MEDIA_TYPE, headers=headers)
+
+
+def _tag_of(name: str, events: Sequence[tuple[Booking, str]]) -> str:
+    says = [(each.id, each.version, each.state, summary) for each, summary in events]
+    return f'"{hashlib.sha256(msgspec.json.encode((name, says))).hexdigest()}"'
+
+
+def feed(name: str, events: Sequence[tuple[Booking, str]]) -> bytes:
     """The calendar of that name, with an event for each booking, by its summary.
 
     Instants are in UTC, so a program shows them by its own clock.

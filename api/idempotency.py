@@ -12,7 +12,7 @@ See <https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Annotated, Any, Protocol, cast
@@ -24,9 +24,13 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from api.access import recheck, shown
+from api.patterns import KEY
 from api.problems import MEDIA_TYPE, explain_plainly
 from api.structs import Problem
+from booking.accounts import HOURS_AHEAD_MAX, Principal, Role
 from booking.errors import KeyInUse, KeyReused, TaxiError, Unavailable
+from booking.postgres.accounts import within_hours
 from booking.postgres.database import Database
 from booking.postgres.ledger import PostgresLedger
 from booking.postgres.tables import idempotency_keys
@@ -37,7 +41,7 @@ KeyHeader = Annotated[
         name="Idempotency-Key",
         min_length=1,
         max_length=255,
-        pattern=r"^[\x20-\x7e]+$",
+        pattern=KEY,
         description="Chosen by the client, a UUID for instance. A request that is sent again"
         " under the same key is answered as it was the first time, and not carried out again.",
     ),
@@ -91,7 +95,8 @@ class Command[D: Identified, O: msgspec.Struct]:
     better way then. `out` makes the body of the answer from the result, `explain` the problem of
     a refusal. `note` hears of the result once it is durable. `status` is the
     answer's, `collection` the path below which something created is found, and `etag`
-    tells one version of the result from another.
+    tells one version of the result from another. `takes_time` says that the rider may have
+    more time booked ahead by it.
     """
 
     work: Callable[[AsyncConnection], Awaitable[D]]
@@ -102,6 +107,7 @@ class Command[D: Identified, O: msgspec.Struct]:
     status: HTTPStatus = HTTPStatus.OK
     collection: str | None = None
     etag: Callable[[D], str] | None = None
+    takes_time: bool = False
 
     def answer(self, result: D) -> Answer:
         """The answer to the request whose work had this result."""
@@ -116,26 +122,65 @@ class Command[D: Identified, O: msgspec.Struct]:
 
 
 class Commands:
-    """Runs requests that change something, each at most once for its key."""
+    """Runs requests that change something, each at most once for its key.
 
-    def __init__(self, ledger: PostgresLedger) -> None:
+    A rider who asks may have `rider_hours_max` hours booked ahead.
+    """
+
+    def __init__(self, ledger: PostgresLedger, rider_hours_max: float = HOURS_AHEAD_MAX) -> None:
         self._ledger = ledger
+        self._rider_hours_max = rider_hours_max
 
     async def run[D: Identified, O: msgspec.Struct](
         self, request: Request[Any, Any, Any], key: str | None, command: Command[D, O]
     ) -> Response[O]:
         """Do the work in one transaction and answer.
 
+        A key is that of the account which sends it: the same of another is another.
         Raises `KeyInUse` while a request with the same key is running,
         `KeyReused` if the key stood for another request, and `Unavailable`.
         """
+        command = self._fitted(request, command)
         if key is None:
             response = (await self._run(command)).response()
         else:
-            answer, replayed = await self._run_once(key, await _fingerprint(request), command)
+            answer, replayed = await self._run_once(
+                _own(key, request.user), await _fingerprint(request), command
+            )
             response = answer.response(replayed=replayed)
         # The body is encoded already; its type is what the documentation shows.
         return cast("Response[O]", response)
+
+    def _fitted[D: Identified, O: msgspec.Struct](
+        self, request: Request[Any, Any, Any], command: Command[D, O]
+    ) -> Command[D, O]:
+        """The command as the one who asks may have it carried out, and see its answer."""
+        who: Principal | None = request.user
+        if who is None or who.role.runs_the_fleet:
+            return command
+        check = recheck(request.scope)
+        limited = who.rider_id if command.takes_time and who.role is Role.RIDER else None
+
+        async def checked(connection: AsyncConnection) -> D:
+            if check is not None:
+                await check(connection)
+            return await command.work(connection)
+
+        async def work(connection: AsyncConnection) -> D:
+            if limited is None:
+                return await checked(connection)
+            return await within_hours(connection, limited, self._rider_hours_max, checked)
+
+        async def explain(error: TaxiError) -> Problem:
+            return shown(who, await command.explain(error))
+
+        return replace(
+            command,
+            work=work,
+            out=lambda result: shown(who, command.out(result)),
+            explain=explain,
+            alone=None,  # what is asked first must be in the same transaction
+        )
 
     async def _run[D: Identified, O: msgspec.Struct](self, command: Command[D, O]) -> Answer:
         try:
@@ -198,6 +243,11 @@ async def forget_keys(database: Database, older_than: timedelta) -> int:
         return deleted.rowcount
 
     return await database.transact(work)
+
+
+def _own(key: str, who: Principal | None) -> str:
+    """The key as it is stored: nobody can come by the answer to somebody else's request."""
+    return f"{who.account_id if who else 'nobody'}:{key}"
 
 
 async def _fingerprint(request: Request[Any, Any, Any]) -> bytes:

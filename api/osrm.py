@@ -131,6 +131,10 @@ class Osrm:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections that are kept."""
         await self._client.aclose()
 
     async def between(

@@ -6,6 +6,7 @@ differs from its parent's.
 """
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -15,15 +16,22 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.params import ParameterKwarg
+from litestar.types import Receive, Scope, Send
 
-from api.structs import PRINTABLE, FieldError, Problem
+from api.patterns import IN_WORDS
+from api.structs import FieldError, Problem
 from booking.errors import (
     InvalidInput,
     KeyInUse,
+    LedgerBusy,
     NaiveInstant,
+    NotAllowed,
     NotFound,
+    NotSignedIn,
     Refused,
+    ServiceStopping,
     TaxiError,
+    TooManyRequests,
     Unavailable,
     VersionMismatch,
 )
@@ -33,10 +41,9 @@ logger = logging.getLogger(__name__)
 
 def in_plain_words(rule: str) -> str:
     """A rule that msgspec says was broken, as a sentence."""
-    if f"matching regex {PRINTABLE!r}" in rule:
-        return "It holds a character that is not allowed here, or nothing but blanks."
-    if "matching regex" in rule:
-        return "It does not have the form that the documentation gives."
+    for pattern, words in IN_WORDS.items():
+        if f"matching regex {pattern!r}" in rule:
+            return words
     return rule.rstrip(".") + "."
 
 
@@ -56,6 +63,9 @@ STATUS: Mapping[type[TaxiError], HTTPStatus] = {
     NotFound: HTTPStatus.NOT_FOUND,
     VersionMismatch: HTTPStatus.PRECONDITION_FAILED,
     Refused: HTTPStatus.CONFLICT,
+    NotSignedIn: HTTPStatus.UNAUTHORIZED,
+    NotAllowed: HTTPStatus.FORBIDDEN,
+    TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     TaxiError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
@@ -95,6 +105,10 @@ def headers_of(status: int, error: Exception | None = None) -> dict[str, str]:
     """The headers that go with a problem."""
     if status == HTTPStatus.SERVICE_UNAVAILABLE or isinstance(error, KeyInUse):
         return {"Retry-After": str(RETRY_AFTER_S)}
+    if isinstance(error, TooManyRequests):
+        return {"Retry-After": str(error.wait_s)}
+    if status == HTTPStatus.UNAUTHORIZED:
+        return {"WWW-Authenticate": "Bearer"}  # RFC 9110, section 15.5.2
     return {}
 
 
@@ -108,11 +122,31 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None)
 def on_domain_error(_request: Request[Any, Any, Any], error: TaxiError) -> Response[bytes]:
     """Answer what the domain refused."""
     problem = problem_of(error)
-    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    # Those are counted; a line for each would be one more load, when there is too much already.
+    is_news = not isinstance(error, LedgerBusy | ServiceStopping)
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and is_news:
         cause = error.__cause__ or error
         # The driver's own words: the library's around them quote the statement.
-        logger.warning("%s: %s", problem.type, getattr(cause, "orig", None) or cause)
+        logger.warning("%s: %s", problem.type, _in_a_line(getattr(cause, "orig", None) or cause))
     return problem_response(problem, headers_of(problem.status, error))
+
+
+def _in_a_line(cause: BaseException) -> str:
+    """A failure of the database, for the log: neither its address nor what a row holds."""
+    name = type(cause).__name__
+    if isinstance(cause, OSError):  # whose text has the address that was tried
+        return f"{name}: {os.strerror(cause.errno)}" if cause.errno else name
+    return f"{name}: {cause}".partition("\n")[0].rstrip(": ")
+
+
+async def refuse(error: TaxiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer in the place of the rest of the application: for a middleware.
+
+    What it raises goes past those before it, and the one that counts would count a success.
+    """
+    request: Request[Any, Any, Any] = Request(scope, receive, send)
+    response = on_domain_error(request, error).to_asgi_response(app=None, request=request)
+    await response(scope, receive, send)
 
 
 def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
@@ -133,7 +167,8 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
 
 def on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Answer what nobody foresaw, and say in the log what it was."""
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    # Not its path, which may hold what is not for a log; the line of the request has its route.
+    logger.error("%s %s failed", request.method, request.scope.get("path_template"), exc_info=error)
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     return problem_response(
         Problem(

@@ -14,9 +14,12 @@ from litestar import Request
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import QueryParameter
 
+from api.access import check_body
+from api.patterns import PLACE, PRINTABLE
 from api.problems import MalformedBody, UnsupportedBody, in_plain_words
-from api.structs import ID_MAX, PRINTABLE
+from api.structs import ID_MAX
 from booking.errors import InvalidInput
+from booking.places import Place
 
 
 def _instant(example: str) -> QueryParameter:
@@ -39,6 +42,14 @@ _FLEET = QueryParameter(
 )
 FleetQuery = Annotated[str, _FLEET]
 OptionalFleetQuery = Annotated[str | None, _FLEET]
+OptionalPlaceQuery = Annotated[
+    str | None,
+    QueryParameter(
+        pattern=PLACE,
+        description="Latitude and longitude in degrees, with a comma between them.",
+        schema_extra={"examples": ["52.52,13.405"]},
+    ),
+]
 LimitQuery = Annotated[int, QueryParameter(ge=1, le=1_000, description="At most so many items.")]
 
 
@@ -54,6 +65,17 @@ def parse_instant(text: str, field: str) -> datetime:
         ) from None
 
 
+def parse_place(text: str | None, field: str) -> Place | None:
+    """The place in a query parameter; `InvalidInput`, naming `field`, if there is no such one."""
+    if text is None:
+        return None
+    latitude, _, longitude = text.partition(",")
+    try:
+        return Place(float(latitude), float(longitude))
+    except InvalidInput as error:
+        raise InvalidInput(error.message, field=field) from None
+
+
 class StrictRequest(Request[Any, Any, Any]):
     """A request whose JSON body is decoded strictly into the type that its handler names."""
 
@@ -64,14 +86,18 @@ class StrictRequest(Request[Any, Any, Any]):
             raise UnsupportedBody(field="Content-Type")
         field = self.route_handler.parsed_data_field
         try:
-            return msgspec.json.decode(
+            body = msgspec.json.decode(
                 await self.body(), type=Any if field is None else field.annotation
             )
         except msgspec.ValidationError as error:
-            rule, _, path = str(error).partition(" - at `$")
+            rule, _, place = str(error).partition(" - at ")
+            # "`$.start`"; or, of a name in an object, "`key` in `$.weekly`".
+            path = place.partition("$")[2]
             raise _wrong_field(rule, path.strip("`.")) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise MalformedBody(f"The body is not valid JSON: {error}.") from None
+        check_body(self.scope, body)
+        return body
 
 
 # Not a plain function: that would be run in a thread, with two switches a request.

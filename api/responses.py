@@ -12,12 +12,15 @@ from api.structs import BookingProblem, Problem
 
 _DESCRIPTIONS = {
     HTTPStatus.BAD_REQUEST: "The body is not JSON, or an instant carries no offset.",
-    HTTPStatus.NOT_FOUND: "There is nothing with that id.",
+    HTTPStatus.UNAUTHORIZED: "No valid token was sent; see `WWW-Authenticate`.",
+    HTTPStatus.FORBIDDEN: "The account may not do that, whatever the id.",
+    HTTPStatus.NOT_FOUND: "There is nothing with that id, or it is not yours.",
     HTTPStatus.CONFLICT: "The present state of things forbids it.",
     HTTPStatus.PRECONDITION_FAILED: "The booking is not at the version of `If-Match` any more.",
     HTTPStatus.CONTENT_TOO_LARGE: "The body is too large.",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is not application/json.",
     HTTPStatus.UNPROCESSABLE_ENTITY: "A field breaks a rule; `errors` names both.",
+    HTTPStatus.TOO_MANY_REQUESTS: "Too many requests; see `Retry-After`.",
     HTTPStatus.SERVICE_UNAVAILABLE: "The service cannot answer now; see `Retry-After`.",
 }
 

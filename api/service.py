@@ -2,14 +2,17 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from msgspec import structs
+from msgspec import UNSET, structs
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from api import metrics
+from api.feed import Feed
 from api.idempotency import Commands
 from api.problems import problem_of
 from api.settings import Settings
+from api.stopping import Stopping
 from api.structs import BookingProblem, Conflict, Offer, Problem
 from booking.bookings import BookingRequest
 from booking.calendars import Held
@@ -21,6 +24,7 @@ from booking.postgres.database import Database
 from booking.postgres.follower import Follower
 from booking.postgres.ledger import PostgresLedger
 from booking.postgres.overruns import Overrun
+from booking.postgres.waiting import WaitingList
 from booking.time_window import TimeWindow
 
 logger = logging.getLogger(__name__)
@@ -40,6 +44,10 @@ class Service:
     advice: Advice
     commands: Commands
     policy: Policy
+    waiting_list: WaitingList
+    feed: Feed
+    stopping: Stopping = field(default_factory=Stopping)
+    """Whether this process is to stop: what would go on for ever ends then."""
 
     async def look[T](self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work` in a transaction that may only read."""
@@ -47,6 +55,7 @@ class Service:
 
     def note_overrun(self, overrun: Overrun) -> None:
         """Let this process see at once what a late trip has moved."""
+        metrics.count_overrun(overrun)
         for booking in (*[each.booking for each in overrun.moved], overrun.trip):
             self.advice.note(booking)
         for each in overrun.moved:
@@ -75,6 +84,7 @@ class Service:
             next_free, free_drivers = None, []
         return BookingProblem(
             **structs.asdict(problem),
+            reason=error.reason if isinstance(error, BookingConflict) else UNSET,
             conflicts=[Conflict.of(held) for held in conflicts],
             next_free=next_free,
             free_drivers=free_drivers,
@@ -85,7 +95,16 @@ class Service:
         if not isinstance(error, BookingConflict):
             return problem_of(error)
         moving = await self.look(lambda c: reads.booking(c, booking_id))
-        return await self.explain(error, BookingRequest(moving.rider_id, window, moving.driver_id))
+        return await self.explain(
+            error,
+            BookingRequest(
+                moving.rider_id,
+                window,
+                moving.driver_id,
+                pickup=moving.pickup,
+                dropoff=moving.dropoff,
+            ),
+        )
 
     async def explain_reassignment(
         self, error: TaxiError, booking_id: int, driver_id: int | None
@@ -96,7 +115,15 @@ class Service:
         moving = await self.look(lambda c: reads.booking(c, booking_id))
         fleet = (await self.look(lambda c: reads.driver(c, moving.driver_id))).fleet
         return await self.explain(
-            error, BookingRequest(moving.rider_id, moving.window, driver_id, fleet)
+            error,
+            BookingRequest(
+                moving.rider_id,
+                moving.trip,
+                driver_id,
+                fleet,
+                pickup=moving.pickup,
+                dropoff=moving.dropoff,
+            ),
         )
 
     async def alternatives(
@@ -109,13 +136,16 @@ class Service:
         database. Raises `Unavailable`.
         """
         window, driver_id = request.window, request.driver_id
+        places = request.pickup, request.dropoff
         if driver_id is None:
-            free = await self.advice.free_drivers_now(window, request.fleet, ALTERNATIVES_MAX)
+            free = await self.advice.free_drivers_now(
+                window, request.fleet, ALTERNATIVES_MAX, places=places
+            )
             next_free = (
                 window if free.ids else self.advice.next_free_of_fleet(window, request.fleet)
             )
             return Offer.of(next_free), free.ids
         fleet = await self.advice.fleet_of(driver_id)
         next_free = await self.advice.next_free(driver_id, window, conflicts)
-        free = await self.advice.free_drivers(window, fleet, ALTERNATIVES_MAX, (driver_id,))
+        free = await self.advice.free_drivers(window, fleet, ALTERNATIVES_MAX, (driver_id,), places)
         return Offer.of(next_free), free.ids

@@ -8,27 +8,31 @@ an offset, and goes as UTC.
 from calendar import Day
 from datetime import date, datetime, time
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Self, override
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
+from api.patterns import CLOCK, PRINTABLE, WALL_CLOCK, WITHOUT_NUL
 from booking.bookings import HOLD_S_MAX, Booking, BookingRequest, BookingState
 from booking.calendars import Held
-from booking.drivers import MAIN_FLEET, Driver, Rider
+from booking.drivers import MAIN_FLEET, TURNAROUND_S_MAX, Driver, Rider
 from booking.errors import BookingConflict, EmptyWindow, InvalidInput
+from booking.events import BookingEvent, EventKind
 from booking.overrun import Remedy
+from booking.places import Place
+from booking.postgres.outbox import Delivery, DeliveryState, NewWebhook, Webhook
 from booking.postgres.overruns import Overrun
 from booking.postgres.series import OnConflict, Outcome, Series, SeriesRequest, StoredSeries
 from booking.recurrence import INTERVAL_WEEKS_MAX, OCCURRENCES_MAX, Adjustment, Recurrence
+from booking.shifts import AbsenceKind, Stranded
 from booking.time_window import TimeWindow, utc
+from booking.waiting import WaitingEntry, WaitingState
+from booking.webhooks import URL_CHARS_MAX
 
 ID_MAX = 2**53 - 1
 """The largest integer that every reader of JSON keeps exact (RFC 8259, section 6)."""
 
 Id = Annotated[int, Meta(ge=1, le=ID_MAX, examples=[1])]
-# No NUL: PostgreSQL's text cannot hold it. Not all blank. No lookahead: those who generate
-# requests from the pattern cannot follow one.
-PRINTABLE = r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"
 Name = Annotated[
     str, Meta(min_length=1, max_length=200, pattern=PRINTABLE, examples=["Ada Lovelace"])
 ]
@@ -54,15 +58,33 @@ HoldSeconds = Annotated[
         examples=[300],
     ),
 ]
+TurnaroundSeconds = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=TURNAROUND_S_MAX,
+        description="What the driver needs between two trips, beside the way. With it, even if"
+        " it is 0, the way from one trip to the next is kept free.",
+        examples=[300],
+    ),
+]
+ClockTime = Annotated[
+    str,
+    Meta(
+        pattern=CLOCK,
+        description="By the clock on the wall, from 00:00 to 24:00.",
+        examples=["07:30"],
+    ),
+]
 WallClock = Annotated[
     str,
     Meta(
-        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$",
+        pattern=WALL_CLOCK,
         description="By the clock on the wall, hours and minutes.",
         examples=["07:30"],
     ),
 ]
-Reason = Annotated[str, Meta(max_length=500, pattern=r"^[^\x00]*$", examples=["flight cancelled"])]
+Reason = Annotated[str, Meta(max_length=500, pattern=WITHOUT_NUL, examples=["flight cancelled"])]
 
 
 class DriverIn(Struct, forbid_unknown_fields=True):
@@ -71,6 +93,7 @@ class DriverIn(Struct, forbid_unknown_fields=True):
     name: Name
     fleet: FleetName = MAIN_FLEET
     zone: ZoneName = "UTC"
+    turnaround_s: TurnaroundSeconds | None = None
 
 
 class DriverChange(Struct, forbid_unknown_fields=True):
@@ -78,6 +101,7 @@ class DriverChange(Struct, forbid_unknown_fields=True):
 
     name: Name | UnsetType = UNSET
     zone: ZoneName | UnsetType = UNSET
+    turnaround_s: TurnaroundSeconds | UnsetType | None = UNSET
 
 
 class DriverOut(Struct):
@@ -89,12 +113,21 @@ class DriverOut(Struct):
     zone: str
     created_at: Instant
     retired_at: Instant | None
+    turnaround_s: int | None
+    has_shifts: bool
 
     @classmethod
     def of(cls, driver: Driver) -> Self:
         """As it goes over the wire."""
         return cls(
-            driver.id, driver.name, driver.fleet, driver.zone, driver.created_at, driver.retired_at
+            driver.id,
+            driver.name,
+            driver.fleet,
+            driver.zone,
+            driver.created_at,
+            driver.retired_at,
+            driver.turnaround_s,
+            driver.has_shifts,
         )
 
 
@@ -117,6 +150,22 @@ class RiderOut(Struct):
         return cls(rider.id, rider.name, rider.created_at)
 
 
+class PlaceBody(Struct, forbid_unknown_fields=True):
+    """A point on the Earth, in degrees of WGS 84."""
+
+    latitude_deg: Annotated[float, Meta(ge=-90, le=90, examples=[52.52])]
+    longitude_deg: Annotated[float, Meta(ge=-180, le=180, examples=[13.405])]
+
+    def place(self) -> Place:
+        """What is meant."""
+        return Place(self.latitude_deg, self.longitude_deg)
+
+    @classmethod
+    def of(cls, place: Place | None) -> Self | None:
+        """As it goes over the wire."""
+        return None if place is None else cls(place.latitude_deg, place.longitude_deg)
+
+
 class BookingIn(Struct, forbid_unknown_fields=True):
     """A booking that is asked for: of one driver, or of any free driver of a fleet."""
 
@@ -126,6 +175,8 @@ class BookingIn(Struct, forbid_unknown_fields=True):
     driver_id: Id | None = None
     fleet: FleetName | None = None
     hold_s: HoldSeconds | None = None
+    pickup: PlaceBody | None = None
+    dropoff: PlaceBody | None = None
 
     def request(self) -> BookingRequest:
         """What the ledger is asked.
@@ -141,11 +192,18 @@ class BookingIn(Struct, forbid_unknown_fields=True):
             driver_id=self.driver_id,
             fleet=self.fleet or MAIN_FLEET,
             hold_s=self.hold_s,
+            pickup=None if self.pickup is None else self.pickup.place(),
+            dropoff=None if self.dropoff is None else self.dropoff.place(),
         )
 
 
 class BookingOut(Struct):
-    """A booking. Its end is a prediction until it is completed."""
+    """A booking. Its end is a prediction until it is completed.
+
+    `blocked_from` is when it begins to take its driver's time: before `start`, where the
+    driver has a turnaround. `lead_short_s` is by how much that is too late, where what
+    comes before it has changed since. `travel_source` says who estimated the way.
+    """
 
     id: Id
     driver_id: Id
@@ -162,6 +220,11 @@ class BookingOut(Struct):
     held_until: Instant | None
     series_id: Id | None
     version: int
+    pickup: PlaceBody | None
+    dropoff: PlaceBody | None
+    blocked_from: Instant
+    travel_source: str | None
+    lead_short_s: int
 
     @classmethod
     def of(cls, booking: Booking) -> Self:
@@ -182,6 +245,11 @@ class BookingOut(Struct):
             booking.held_until,
             booking.series_id,
             booking.version,
+            PlaceBody.of(booking.pickup),
+            PlaceBody.of(booking.dropoff),
+            booking.window.start,
+            booking.travel_source,
+            booking.lead_short_s,
         )
 
 
@@ -270,9 +338,9 @@ class Offer(Struct):
 
 
 class Conflict(Struct):
-    """A booking that is in the way."""
+    """A booking that is in the way; riders do not see which."""
 
-    booking_id: Id
+    booking_id: Id | None
     start: Instant
     predicted_end: End
 
@@ -438,10 +506,62 @@ class SeriesDetail(Struct):
         )
 
 
+class WaitingIn(Struct, forbid_unknown_fields=True):
+    """Time that is waited for: of one driver, or of any driver of a fleet."""
+
+    rider_id: Id
+    start: Instant
+    predicted_end: End
+    driver_id: Id | None = None
+    fleet: FleetName | None = None
+
+    def request(self) -> BookingRequest:
+        """What would be booked. Raises as `BookingIn.request` does."""
+        return BookingIn(
+            self.rider_id, self.start, self.predicted_end, self.driver_id, self.fleet
+        ).request()
+
+
+class WaitingOut(Struct):
+    """An entry of the waiting list.
+
+    `booking_id` is the booking that was offered; while the entry is `offered`, it can be
+    confirmed until `offer_expires_at`.
+    """
+
+    id: Id
+    rider_id: Id
+    fleet: str
+    driver_id: Id | None
+    start: Instant
+    predicted_end: End
+    state: WaitingState
+    joined_at: Instant
+    booking_id: Id | None
+    offer_expires_at: Instant | None
+
+    @classmethod
+    def of(cls, entry: WaitingEntry) -> Self:
+        """As it goes over the wire."""
+        return cls(
+            entry.id,
+            entry.rider_id,
+            entry.fleet,
+            entry.driver_id,
+            entry.window.start,
+            entry.window.end,
+            entry.state,
+            entry.joined_at,
+            entry.booking_id,
+            entry.offer_expires_at,
+        )
+
+
 class Check(Struct):
-    """What a booking would meet if it were made now."""
+    """What a booking would meet if it were made now; `reason` as in a refusal."""
 
     would_conflict: bool
+    reason: str | None
     conflicts: list[Conflict]
     next_free: Offer | None
     free_drivers: list[Id]
@@ -478,6 +598,12 @@ class BookingPage(Page[BookingOut]):
     """A part of a list of bookings."""
 
     items: list[BookingOut]
+
+
+class WaitingPage(Page[WaitingOut]):
+    """A part of the waiting list."""
+
+    items: list[WaitingOut]
 
 
 class Agenda(Struct):
@@ -524,11 +650,86 @@ class Problem(Struct, omit_defaults=True, kw_only=True):
 
 
 class BookingProblem(Problem, kw_only=True):
-    """Why a booking was refused; if its time was not free, what is free instead."""
+    """Why a booking was refused; if its time was not free, what is free instead.
 
+    `reason` is `overlap`, `travel`, `turnaround` or `shift`.
+    """
+
+    reason: str | UnsetType = UNSET
     conflicts: list[Conflict] | UnsetType = UNSET
     next_free: Offer | UnsetType | None = UNSET
     free_drivers: list[Id] | UnsetType = UNSET
+
+
+class StrandedOut(Struct):
+    """A booking that would lie outside of the working hours, and the first part that does."""
+
+    booking_id: Id
+    start: Instant
+    predicted_end: End
+    reason: AbsenceKind
+    outside: WindowOut
+
+    @classmethod
+    def of(cls, stranded: Stranded) -> Self:
+        """As it goes over the wire."""
+        return cls(
+            stranded.booking_id,
+            stranded.window.start,
+            stranded.window.end,
+            stranded.absence.kind,
+            WindowOut.of(stranded.absence.part),
+        )
+
+
+class StrandProblem(Problem, kw_only=True):
+    """Why working hours were not changed: the bookings that would lie outside of them."""
+
+    stranded: list[StrandedOut] | UnsetType = UNSET
+
+
+class SpanBody(Struct, forbid_unknown_fields=True, rename={"from_": "from"}):
+    """A part of a day by the clock on the wall; if it ends earlier than it begins, the next day."""
+
+    from_: ClockTime
+    until: ClockTime
+
+
+class ShiftBody(Struct, forbid_unknown_fields=True, rename={"from_": "from"}):
+    """A shift, and the breaks within it."""
+
+    from_: ClockTime
+    until: ClockTime
+    breaks: Annotated[list[SpanBody], Meta(max_length=20)] = []
+
+
+class TimeOffBody(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Time off: between two instants, or from one date to another, which is included."""
+
+    start: Instant | None = None
+    end: Instant | None = None
+    first: date | None = None
+    last: date | None = None
+
+
+class ShiftsBody(Struct, forbid_unknown_fields=True):
+    """Working hours, meant by the clock of the driver's own zone.
+
+    `weekly` has the shifts of each weekday; a weekday that is left out is not worked.
+    Without it every hour is. On the dates of `exceptions` other shifts begin, or none.
+    """
+
+    weekly: dict[Weekday, Annotated[list[ShiftBody], Meta(max_length=20)]] | None = None
+    exceptions: dict[str, Annotated[list[ShiftBody], Meta(max_length=20)]] = {}
+    time_off: Annotated[list[TimeOffBody], Meta(max_length=400)] = []
+
+
+class ShiftsOut(Struct):
+    """A driver's working hours, or null; and the bookings that lie outside of them."""
+
+    shifts: ShiftsBody | None
+    zone: str
+    stranded: list[StrandedOut]
 
 
 class SeriesProblem(Problem, kw_only=True):
@@ -572,3 +773,185 @@ def window_of(start: datetime, end: datetime, *, end_field: str = "end") -> Time
     if end <= start:
         raise EmptyWindow(field=end_field)
     return TimeWindow(start, end)
+
+
+EventId = Annotated[
+    str,
+    Meta(
+        description="The event, and its place in the order of all; otherwise opaque.",
+        examples=["4711-12"],
+    ),
+]
+
+
+class EventOut(Struct):
+    """One change of one booking, and who did it.
+
+    `booking` is the booking after the change, and `changed` what was different before,
+    both by name.
+    """
+
+    id: EventId
+    kind: EventKind
+    at: Instant
+    actor: str
+    request_id: str | None
+    booking_id: Id
+    version: int
+    booking: dict[str, Any]
+    changed: dict[str, Any]
+
+    @classmethod
+    def of(cls, event: BookingEvent) -> Self:
+        """As it goes over the wire."""
+        return cls(
+            str(event.cursor),
+            event.kind,
+            event.at,
+            event.actor,
+            event.request_id,
+            event.booking_id,
+            event.version,
+            dict(event.booking),
+            dict(event.changed),
+        )
+
+
+class TrailEntry(EventOut):
+    """An event, and from which address it was brought about."""
+
+    origin: str | None
+
+    @classmethod
+    @override
+    def of(cls, event: BookingEvent) -> Self:
+        """As it goes over the wire."""
+        told = EventOut.of(event)
+        return cls(**structs.asdict(told), origin=event.origin)
+
+
+class EventsPage(Struct):
+    """Some events in their order. `position` is where to read on, also if there is no more yet."""
+
+    items: list[EventOut]
+    position: EventId
+    more: bool
+
+
+class Trail(Struct):
+    """What happened to one booking, in order; read on at `position` if there is `more`."""
+
+    items: list[TrailEntry]
+    position: EventId
+    more: bool
+
+
+WebhookUrl = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=URL_CHARS_MAX,
+        description="https, or http on this machine.",
+        examples=["https://example.com/taxi"],
+    ),
+]
+
+
+class WebhookIn(Struct, forbid_unknown_fields=True):
+    """Who is to be told: where, and of what. What is left out is not restricted."""
+
+    url: WebhookUrl
+    kinds: Annotated[list[EventKind], Meta(min_length=1, max_length=50)] | None = None
+    fleet: FleetName | None = None
+
+
+class WebhookOut(Struct):
+    """A webhook. Its secret was shown when it was created, and is not shown again."""
+
+    id: Id
+    url: str
+    kinds: list[str] | None
+    fleet: str | None
+    created_at: Instant
+    disabled_at: Instant | None
+    disabled_why: str | None
+
+    @classmethod
+    def of(cls, webhook: Webhook) -> Self:
+        """As it goes over the wire."""
+        return cls(
+            webhook.id,
+            webhook.url,
+            None if webhook.kinds is None else list(webhook.kinds),
+            webhook.fleet,
+            webhook.created_at,
+            webhook.disabled_at,
+            webhook.disabled_why,
+        )
+
+
+class NewWebhookOut(Struct):
+    """A webhook that was just created, with the secret that its messages are signed with."""
+
+    webhook: WebhookOut
+    secret: str
+
+    @classmethod
+    def of(cls, new: NewWebhook) -> Self:
+        """As it goes over the wire."""
+        return cls(WebhookOut.of(new.webhook), new.secret)
+
+
+class Webhooks(Struct):
+    """All webhooks."""
+
+    items: list[WebhookOut]
+
+
+class ReplayIn(Struct, forbid_unknown_fields=True):
+    """From where on events are to be sent again: an instant, or an event."""
+
+    since: Instant | None = None
+    event: Annotated[str, Meta(max_length=40)] | None = None
+
+
+class DeliveryOut(Struct):
+    """One message to one webhook: what became of it, and when it is tried next."""
+
+    id: Id
+    webhook_id: Id
+    event: EventId | None
+    booking_id: Id | None
+    kind: str
+    happened_at: Instant
+    state: DeliveryState
+    attempts: int
+    next_try: Instant | None
+    tried_at: Instant | None
+    status: int | None
+    error: str | None
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> Self:
+        """As it goes over the wire."""
+        pending = delivery.state is DeliveryState.PENDING
+        return cls(
+            delivery.id,
+            delivery.webhook_id,
+            None if delivery.event is None else str(delivery.event),
+            delivery.booking_id,
+            delivery.kind,
+            delivery.happened_at,
+            delivery.state,
+            delivery.attempts,
+            delivery.next_try if pending else None,
+            delivery.tried_at,
+            delivery.status,
+            delivery.error,
+        )
+
+
+class DeliveryPage(Page[DeliveryOut]):
+    """A part of the list of a webhook's deliveries, the newest first."""
+
+    items: list[DeliveryOut]

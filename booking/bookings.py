@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from booking.drivers import MAIN_FLEET
 from booking.errors import IllegalTransition, InvalidInput, TooLong
+from booking.places import Place
 from booking.time_window import TimeWindow
 
 
@@ -89,7 +90,10 @@ def check_movable(present: BookingState) -> None:
 class BookingRequest:
     """What a rider asks for: `window`, with `driver_id` or (None) any free driver of `fleet`.
 
-    With `hold_s` the time is held for so many seconds, to be confirmed by then.
+    With `hold_s` the time is held for so many seconds, to be confirmed by then. The
+    places count where the driver has a turnaround: then the way to the pick-up is kept
+    free as well. `terms_met` says that the driver's terms have been judged already, or
+    do not matter, as for what has happened; `window` is then what is to be blocked.
 
     Raises `TooLong` for a window of more than `LONGEST`, and `InvalidInput` for a hold
     that is not between 1 and `HOLD_S_MAX` seconds.
@@ -100,6 +104,9 @@ class BookingRequest:
     driver_id: int | None = None
     fleet: str = MAIN_FLEET
     hold_s: int | None = None
+    pickup: Place | None = None
+    dropoff: Place | None = None
+    terms_met: bool = False
 
     def __post_init__(self) -> None:
         if self.window.duration > LONGEST:
@@ -134,11 +141,28 @@ class Booking:
     """The recurrence that it is an occurrence of, if any."""
     version: int = 1
     """How often it was written: whoever has seen an older version has not seen this one."""
+    lead: timedelta | None = None
+    """What is kept free before the trip, for the way to the pick-up and the turnaround.
+
+    None if the driver had no turnaround when it was booked.
+    """
+    pickup: Place | None = None
+    dropoff: Place | None = None
+    travel_source: str | None = None
+    """Who said how long the way to the pick-up takes, if it was asked."""
+    lead_short_s: int = 0
+    """By how many seconds the lead falls short, where what came before it has changed."""
+
+    @property
+    def trip(self) -> TimeWindow:
+        """The trip as booked, `[start, predicted_end)`."""
+        return TimeWindow(self.start, self.predicted_end)
 
     @property
     def window(self) -> TimeWindow:
-        """The trip as booked, `[start, predicted_end)`."""
-        return TimeWindow(self.start, self.predicted_end)
+        """What it takes of its driver's time, and what conflicts are judged on."""
+        begin = self.start if self.lead is None else self.start - self.lead
+        return TimeWindow(begin, self.predicted_end)
 
     @property
     def began(self) -> datetime:

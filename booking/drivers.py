@@ -27,6 +27,28 @@ class Driver:
     zone: str
     created_at: datetime
     retired_at: datetime | None = None
+    turnaround_s: int | None = None
+    """What the driver needs between two trips beside the way; None: no such rule, nor travel."""
+    has_shifts: bool = False
+    """Whether working hours are laid down; without, any time will do."""
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether more than free time is asked of a booking."""
+        return self.has_shifts or self.turnaround_s is not None
+
+
+TURNAROUND_S_MAX = 12 * 3_600
+"""The longest turnaround, in seconds."""
+
+
+def check_turnaround(turnaround_s: int | None) -> int | None:
+    """`turnaround_s`, if there can be such a one; else `InvalidInput`."""
+    if turnaround_s is not None and not 0 <= turnaround_s <= TURNAROUND_S_MAX:
+        raise InvalidInput(
+            f"A turnaround is 0 to {TURNAROUND_S_MAX} seconds.", field="turnaround_s"
+        )
+    return turnaround_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from booking.errors import TaxiError
-from loadtest.bench import allocators, ledger, overrun
+from loadtest.bench import allocators, dual_write, ledger, overrun, shedding
 from loadtest.bench import tables as bench
 from loadtest.comparison import report, stall
 from loadtest.proof import tables as proof
@@ -50,9 +50,12 @@ RENDERERS: dict[str, Renderer] = {
     "ledger": ledger.markdown,
     "ledger bars": bench.bars,
     "overrun": overrun.markdown,
+    "dual_write": dual_write.markdown,
     "comparison": report.render_matrix,
+    "profile": report.render_profile,
     "proof": proof.render_proof,
     "stall": stall.markdown,
+    "shedding": shedding.markdown,
 }
 
 PLOTS: dict[str, Plotter] = {

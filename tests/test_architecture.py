@@ -96,8 +96,16 @@ RULES = (
         exceptions=(
             ("api/idempotency.py", "sqlalchemy"),  # keys are kept in the same database
             ("api/osrm.py", "httpx"),  # asks a routing engine
+            ("api/tokens.py", "jwt"),  # reads those of an external issuer
+            ("api/tokens.py", "httpx"),  # asks that issuer for its keys
+            ("api/passwords.py", "argon2"),  # keeps passwords
             ("api/ical.py", "icalendar"),  # writes what calendar programs read
             ("api/client.py", "httpx"),  # asks the service, as others do
+            ("api/deliveries.py", "httpx"),  # brings messages to webhooks
+            ("api/deliveries.py", "standardwebhooks"),  # signs them
+            ("api/logs.py", "structlog"),  # writes the log
+            ("api/logs.py", "opentelemetry"),  # and the trace in it
+            ("api/tracing.py", "opentelemetry"),
         ),
     ),
     Rule("api/routes/*.py", ("booking", "api", *WEB, CONNECTION)),

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from booking.strategies import Act, strategies
-from tests.conftest import RunningService
+from tests.conftest import AUTHORIZATION, RunningService
 
 TAXI = str(Path(sys.executable).parent / "taxi")
 
@@ -37,7 +37,17 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_help_shows_every_command() -> None:
     shown = run("--help", COLUMNS="100")
     assert shown.returncode == 0
-    for command in ("serve", "replay", "demand", "strategies", "audit", "bench", "compare", "db"):
+    for command in (
+        "serve",
+        "account",
+        "replay",
+        "demand",
+        "strategies",
+        "audit",
+        "bench",
+        "compare",
+        "db",
+    ):
         assert command in shown.stdout
 
 
@@ -103,7 +113,12 @@ def test_a_demo_on_a_database_with_nobody_to_book_says_where_it_serves(
     alone = "INSERT INTO drivers (name, fleet, zone) VALUES ('Ada', 'main', 'UTC')"
     asyncio.run(execute(fresh_url, alone))
     running = serve(fresh_url, "--demo")
-    assert httpx.get(f"{running.address}/riders", trust_env=False).json()["items"] == []
+    assert (
+        httpx.get(f"{running.address}/riders", headers=AUTHORIZATION, trust_env=False).json()[
+            "items"
+        ]
+        == []
+    )
 
 
 def test_a_port_in_use_is_said_and_without_a_choice_another_is_taken(
@@ -187,7 +202,15 @@ def demo(home: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def commands_in(printed: str) -> list[str]:
-    return re.findall(r"(curl .*)", printed)
+    """The lines to be pasted, each behind the one that sets the token."""
+    (export,) = re.findall(r"export TAXI_TOKEN=\S+", printed)
+    return [f"{export}; {curl}" for curl in re.findall(r"curl .*", printed)]
+
+
+def token_in(printed: str) -> dict[str, str]:
+    """What a request is sent with for it to be the demo's dispatcher's."""
+    (token,) = re.findall(r"export TAXI_TOKEN=(\S+)", printed)
+    return {"Authorization": f"Bearer {token}"}
 
 
 def shell(command: str) -> str:
@@ -215,7 +238,9 @@ def test_the_demo_prints_commands_that_work_and_keeps_its_bookings(server_direct
     with demo(server_directory) as (second, printed):
         address = re.search(r"Serving on (\S+)", printed)
         assert address
-        assert httpx.get(address.group(1) + location.group(1), trust_env=False).is_success
+        assert httpx.get(
+            address.group(1) + location.group(1), headers=token_in(printed), trust_env=False
+        ).is_success
         # The commands printed now work as well, though the first booking is still there.
         assert "201 Created" in shell(commands_in(printed)[0])
     assert second.returncode == 0
@@ -264,7 +289,7 @@ def servers_in(home: Path) -> list[int]:
 
 def test_workers_share_a_port_and_count_together(fresh_url: str, serve: Any) -> None:
     running: RunningService = serve(fresh_url, "--workers", "2")
-    with httpx.Client(base_url=running.address, trust_env=False) as client:
+    with httpx.Client(base_url=running.address, headers=AUTHORIZATION, trust_env=False) as client:
         client.post("/drivers", json={"name": "Ada"})
         client.post("/riders", json={"name": "Alan"})
     body = {
@@ -274,7 +299,9 @@ def test_workers_share_a_port_and_count_together(fresh_url: str, serve: Any) -> 
     }
     statuses = []
     for _ in range(20):  # each on a connection of its own, so that both workers get some
-        answer = httpx.post(f"{running.address}/bookings", json=body, trust_env=False)
+        answer = httpx.post(
+            f"{running.address}/bookings", json=body, headers=AUTHORIZATION, trust_env=False
+        )
         statuses.append(answer.status_code)
     assert sorted(statuses) == [201] + [409] * 19
     metrics = httpx.get(f"{running.address}/metrics", trust_env=False).text

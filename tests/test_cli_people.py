@@ -21,7 +21,7 @@ import pytest
 from api.cli import main
 from api.cli.remote import print_bookings
 from api.structs import ID_MAX, BookingOut
-from tests.conftest import RunningService
+from tests.conftest import AUTHORIZATION, RunningService
 
 WIDTH = 60
 START = "2031-05-06T09:00+02:00"
@@ -47,7 +47,7 @@ class Desk:
         self.driver = self.hire()
 
     def add(self, path: str, **body: str) -> int:
-        answer = httpx.post(self.url + path, json=body, trust_env=False)
+        answer = httpx.post(self.url + path, json=body, headers=AUTHORIZATION, trust_env=False)
         return int(answer.json()["id"])
 
     def hire(self, name: str = "Ada") -> str:
@@ -231,6 +231,13 @@ def test_wrong_input_is_told_by_the_name_of_its_option(
     assert failed.stdout == ""
 
 
+def test_without_a_token_the_variable_is_named(desk: Desk) -> None:
+    desk.monkeypatch.delenv("TAXI_TOKEN")
+    failed = desk.run("bookings")
+    assert (failed.returncode, failed.stdout) == (3, "")
+    assert failed.stderr.startswith("taxi: TAXI_TOKEN: ")
+
+
 def test_where_no_service_is_that_is_told_at_once(service: RunningService) -> None:
     taxi = Path(sys.executable).parent / "taxi"
     for url, said in (
@@ -248,3 +255,21 @@ def test_where_no_service_is_that_is_told_at_once(service: RunningService) -> No
         assert failed.stderr.startswith("taxi: --url: ")
         assert said in failed.stderr
         assert failed.stderr.count("\n") == 1
+
+
+def test_events_are_followed_from_any_place_on(desk: Desk) -> None:
+    made = desk.json("book", rider=desk.rider, driver=desk.driver, at=START, minutes="30")
+    booking = str(made["id"])
+    assert desk.run("cancel", booking, reason="flu").returncode == 0
+    wanted = {"after": "0-0", "count": "2", "booking": booking}
+    shown = words_in(desk.run("events", **wanted).stdout)
+    told = [word.rstrip(";") for word in shown if word.rstrip(";") in {"booked", "cancelled"}]
+    assert told == ["booked", "cancelled", "cancelled"]  # the second from confirmed to cancelled
+    assert "confirmed" in shown
+    printed = desk.run("events", "--json", **wanted).stdout.splitlines()
+    first, second = map(json.loads, printed)
+    assert (first["kind"], second["kind"]) == ("booked", "cancelled")
+    later = desk.run("events", "--json", **wanted | {"after": first["id"], "count": "1"})
+    assert json.loads(later.stdout) == second
+    wrong = desk.run("events", after="yesterday")
+    assert (wrong.returncode, "--after" in wrong.stderr) == (2, True)

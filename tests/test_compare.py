@@ -325,7 +325,7 @@ def test_a_server_that_dies_under_the_load_fails_its_cell(
     log = tmp_path / "server.log"
 
     def kill_it() -> None:
-        with processes.serving(contender, "postgresql://nobody/taxi", tmp_path) as address:
+        with processes.serving(contender, "postgresql://nobody/taxi", tmp_path) as (address, _):
             with suppress(httpx.TransportError):
                 httpx.get(f"{address}/bookings", trust_env=False)
             while is_running(int(log.read_text().split()[0])):

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from booking.postgres import schema
-from tests.conftest import RunningService
+from tests.conftest import RunningService, let_in
 from tests.test_cli import TAXI, run, servers_in
 
 ZONE = ("--zone", "America/New_York")
@@ -79,7 +79,9 @@ def embedded(server_directory: Path) -> Iterator[tuple[str, Path]]:
         text=True,
     ) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().split()[2], server_directory
+        address = process.stdout.readline().split()[2]
+        let_in(run("db", "url", TAXI_HOME=str(server_directory), DATABASE_URL="").stdout.strip())
+        yield address, server_directory
         assert process.poll() is None, "the service must recover by itself, not by a restart"
         process.send_signal(signal.SIGINT)
 

@@ -36,8 +36,9 @@ from booking.errors import BookingConflict, Contended, InvalidInput
 from booking.ledgers import Claim
 from booking.postgres.database import Isolation, dsn, parse_url
 from booking.postgres.embedded import EmbeddedPostgres
-from booking.postgres.ledger import PostgresLedger, write_booking
+from booking.postgres.ledger import PostgresLedger
 from booking.postgres.tables import drivers, riders
+from booking.postgres.writes import write_booking
 from booking.prevention.check_then_insert import CheckThenInsert
 from booking.prevention.row_lock import RowLock
 from booking.strategies import Act, strategies

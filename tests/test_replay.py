@@ -28,7 +28,7 @@ from loadtest.trips import replay as replay_module
 from loadtest.trips.demand import Demand, exactly, write
 from loadtest.trips.files import Order, Trip, TripFile, in_order, most_at_once
 from loadtest.trips.replay import Plan, Replay, Tally
-from tests.conftest import open_directory
+from tests.conftest import AUTHORIZATION, let_in, open_directory
 
 TAXI = Path(sys.executable).with_name("taxi")
 NEW_YORK = ZoneInfo("America/New_York")
@@ -52,11 +52,24 @@ def serving(**environment: str) -> Iterator[str]:
     try:
         words = service.stdout.readline().split()
         assert words, "the service did not come up"
+        let_in(database_in(environment))
         yield next(word for word in words if word.startswith("http"))
     finally:
         service.send_signal(signal.SIGINT)
         service.wait()
         service.stdout.close()
+
+
+def database_in(environment: dict[str, str]) -> str:
+    """The database of a service that was started so, be it the embedded one."""
+    found = subprocess.run(
+        [TAXI, "db", "url"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return found.stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +112,9 @@ def taxi_replay(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def bookings_of(url: str, fleet: str) -> list[dict[str, Any]]:
-    return list(
-        httpx.get(f"{url}/bookings", params={"fleet": fleet, "limit": 1_000}).json()["items"]
-    )
+    query = {"fleet": fleet, "limit": 1_000}
+    page = httpx.get(f"{url}/bookings", params=query, headers=AUTHORIZATION).json()
+    return list(page["items"])
 
 
 @pytest.fixture

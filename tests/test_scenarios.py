@@ -31,7 +31,7 @@ from loadtest.comparison.stall import Plan, StallingService, main, met, observe
 from loadtest.history import Request
 from loadtest.scenarios import _knobs
 from loadtest.scenarios._arrivals import due_s
-from tests.conftest import RunningService
+from tests.conftest import AUTHORIZATION, RunningService
 
 FOLDER = Path(scenarios.__path__[0])
 NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
@@ -191,7 +191,7 @@ def bookings_of(address: str, fleet: str) -> Known:
     """Every booking of the fleet."""
     found: Known = {}
     query = {"fleet": fleet, "limit": "1000"}
-    with httpx.Client(base_url=address, trust_env=False) as client:
+    with httpx.Client(base_url=address, headers=AUTHORIZATION, trust_env=False) as client:
         while True:
             page = client.get("/bookings", params=query).raise_for_status().json()
             for each in page["items"]:

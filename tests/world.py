@@ -79,3 +79,15 @@ class World:
     async def audit(self) -> Audit:
         """A sweep for double bookings."""
         return await self.database.transact(audit.double_bookings, read_only=True)
+
+
+async def until_all_before_have_ended(database: Database) -> None:
+    """Return once every transaction that has begun by now has ended, also the server's own.
+
+    Only then is what they wrote shown to those who read the events.
+    """
+    now = select(text("pg_current_xact_id()::text::bigint"))
+    begun = await database.transact(lambda c: c.scalar(now))
+    oldest = select(text("pg_snapshot_xmin(pg_current_snapshot())::text::bigint"))
+    while await database.transact(lambda c: c.scalar(oldest), read_only=True) <= begun:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)

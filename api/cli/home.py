@@ -1,12 +1,15 @@
 """Which database a command works on: the one in `DATABASE_URL`, or the embedded one."""
 
 import os
+import secrets
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import rich_click as click
 
+from api.settings import SECRET_BYTES_MIN
 from booking.postgres.embedded import EmbeddedPostgres
 from booking.postgres.schema import SHIPPED, SHIPPED_ALLOCATOR
 from booking.strategies import Act, strategies
@@ -55,3 +58,30 @@ def server_url(*, keep_alive: bool = False) -> Iterator[str]:
             return
         with server.keep_alive():
             yield server.url
+
+
+def token_secret() -> str:
+    """What the service signs tokens with: `TAXI_TOKEN_SECRET`, or one kept beside the data.
+
+    Only the embedded server's data has one kept beside it, made when it is first wanted. For a
+    database of somebody's own it must be given, as all who serve it need the same; it is then
+    "" if it is not, and so where an external issuer is trusted instead.
+    """
+    given = os.environ.get("TAXI_TOKEN_SECRET")
+    if given or os.environ.get("DATABASE_URL") or os.environ.get("TAXI_OIDC_ISSUER"):
+        return given or ""
+    kept = home() / "token_secret"
+    if not kept.exists():
+        _keep_one(kept)
+    return kept.read_text().strip()
+
+
+def _keep_one(kept: Path) -> None:
+    """Write a secret that nobody else can read; of two who do so at once, one has written it."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=kept.parent)  # readable by us alone
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"{secrets.token_hex(SECRET_BYTES_MIN)}\n")
+    with suppress(FileExistsError):
+        os.link(name, kept)
+    Path(name).unlink()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, tzinfo
+from http import HTTPStatus
 from typing import Any, override
 from zoneinfo import ZoneInfo
 
@@ -19,6 +20,7 @@ from api.client import (
     ProblemChanged,
     ProblemConflict,
     ProblemInvalid,
+    ProblemNotAllowed,
     ProblemNotFound,
     TaxiClient,
 )
@@ -86,6 +88,10 @@ def ask[T](url: str, work: Callable[[TaxiClient], Awaitable[T]], options: Mappin
     except InvalidInput as error:
         where = {"base_url": "--url", **options}.get(error.field or "", error.field)
         raise InvalidInput(error.message, field=where) from None
+    except ProblemNotAllowed as problem:
+        if problem.status == HTTPStatus.UNAUTHORIZED:
+            problem.field = "TAXI_TOKEN"
+        raise
     except NoService as error:
         raise NoService(error.message, field="--url") from None
 
@@ -118,7 +124,8 @@ def print_refusal(refusal: ProblemAnswer, zone: tzinfo, *, as_json: bool) -> int
     table = Table(box=None, show_header=False, pad_edge=False)
     for held in refusal.conflicts:
         when = span(held.start, held.predicted_end, zone)
-        table.add_row("in the way", f"{when}, booking {held.booking_id}")
+        which = "" if held.booking_id is None else f", booking {held.booking_id}"
+        table.add_row("in the way", f"{when}{which}")
     if refusal.next_free is not None:
         offer = refusal.next_free
         table.add_row("next free", span(offer.start, offer.predicted_end, zone))

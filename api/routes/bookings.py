@@ -19,8 +19,10 @@ from litestar.params import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import metrics
+from api.access import narrowed, shown
 from api.idempotency import Command, KeyHeader
 from api.pages import CursorQuery, page_of, read_start_cursor
+from api.patterns import ENTITY_TAG
 from api.requests import (
     LimitQuery,
     OptionalEndQuery,
@@ -56,10 +58,10 @@ from api.structs import (
     window_of,
 )
 from booking.bookings import Booking, BookingState
-from booking.calendars import Held
-from booking.errors import DriverRetired
+from booking.errors import BookingConflict
 from booking.postgres import reads
 from booking.postgres.overruns import Overrun, report_end_in
+from booking.postgres.terms import judge
 from booking.time_window import utc
 
 BookingPath = Annotated[int, PathParameter(ge=1, le=ID_MAX)]
@@ -67,7 +69,7 @@ IfMatchHeader = Annotated[
     str | None,
     HeaderParameter(
         name="If-Match",
-        pattern=r'^(\*|"[0-9]{1,18}")$',
+        pattern=ENTITY_TAG,
         description="The `ETag` of the booking as it was seen. If it has been changed since,"
         " nothing is done, and the answer is a 412.",
     ),
@@ -153,6 +155,7 @@ class BookingsController(Controller):
             status=HTTPStatus.CREATED,
             collection="/bookings",
             etag=etag_of,
+            takes_time=True,
         )
         return await metrics.count_booking(service.commands.run(request, idempotency_key, command))
 
@@ -162,33 +165,40 @@ class BookingsController(Controller):
         responses=body_problems(HTTPStatus.NOT_FOUND),
         operation_id="check_booking",
     )
-    async def check(self, data: BookingBody, service: NamedDependency[Service]) -> Check:
+    async def check(
+        self, data: BookingBody, service: NamedDependency[Service], request: StrictRequest
+    ) -> Check:
         """Say what a booking would meet if it were made now. Nothing is recorded or held."""
         wanted = data.request()
 
-        async def work(connection: AsyncConnection) -> list[Held]:
+        async def work(connection: AsyncConnection) -> BookingConflict | None:
             await reads.rider(connection, wanted.rider_id)
             if wanted.driver_id is None:
-                return []
-            driver = await reads.driver(connection, wanted.driver_id)
-            if driver.retired_at is not None:
-                raise DriverRetired(f"Driver {driver.id} has retired.", field="driver_id")
-            return await reads.conflicts_of(connection, wanted.driver_id, wanted.window)
+                return None
+            try:
+                await judge(service.ledger.travel_times, connection, wanted)
+            except BookingConflict as refusal:
+                return refusal
+            return None
 
-        conflicts = await service.look(work)
+        refusal = await service.look(work)
+        conflicts = () if refusal is None else refusal.conflicts
         next_free, free_drivers = await service.alternatives(wanted, conflicts)
         nobody = wanted.driver_id is None and not free_drivers
-        return Check(
-            would_conflict=bool(conflicts) or nobody,
+        found = Check(
+            would_conflict=refusal is not None or nobody,
+            reason=None if refusal is None else refusal.reason,
             conflicts=[Conflict.of(held) for held in conflicts],
             next_free=next_free,
             free_drivers=free_drivers,
         )
+        return shown(request.user, found)
 
     @get(responses=problems(), operation_id="list_bookings")
     async def list(
         self,
         service: NamedDependency[Service],
+        request: StrictRequest,
         driver_id: OptionalIdQuery = None,
         rider_id: OptionalIdQuery = None,
         fleet: OptionalFleetQuery = None,
@@ -199,23 +209,27 @@ class BookingsController(Controller):
         limit: LimitQuery = 100,
         cursor: CursorQuery = None,
     ) -> BookingPage:
-        """List bookings in order of start; a booking must overlap `[start, end)`, if given.
+        """List bookings in order of `blocked_from`; what one blocks overlaps `[start, end)`.
 
-        With `at_risk=true`, only those that will start later than promised.
+        Riders and drivers see their own. With `at_risk=true`, only those that will start later
+        than promised.
         """
         after = read_start_cursor(cursor)
         from_ = None if start is None else parse_instant(start, "start")
         until = None if end is None else parse_instant(end, "end")
         if from_ is not None and until is not None:
             window_of(from_, until)
-        wanted = reads.BookingFilter(
+        asked = reads.BookingFilter(
             driver_id, rider_id, booking_state, from_, until, fleet, at_risk
         )
+        wanted = narrowed(request.scope, asked)
+        if wanted is None:
+            return BookingPage([], None)
         rows = await service.look(
             lambda connection: reads.list_bookings(connection, wanted, after=after, limit=limit + 1)
         )
         return page_of(
-            BookingPage, rows, limit, BookingOut.of, lambda booking: (booking.start, booking.id)
+            BookingPage, rows, limit, BookingOut.of, lambda each: (each.window.start, each.id)
         )
 
     @get(
@@ -311,6 +325,7 @@ class BookingsController(Controller):
             explain=lambda error: service.explain_move(error, booking_id, window),
             note=service.advice.note,
             etag=etag_of,
+            takes_time=True,
         )
         return await service.commands.run(request, idempotency_key, command)
 

@@ -5,15 +5,17 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Annotated
 
-from litestar import Controller, Response, get, patch, post
+from litestar import Controller, HttpMethod, Response, delete, get, patch, post, put, route
 from litestar.di import NamedDependency
 from litestar.params import JSONBody, PathParameter, QueryParameter
-from msgspec import UNSET
+from msgspec import UNSET, convert, to_builtins
+from msgspec.structs import asdict
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import ical
 from api.idempotency import Command, KeyHeader
 from api.pages import CursorQuery, page_of, read_id_cursor
+from api.problems import problem_of
 from api.requests import (
     EndQuery,
     LimitQuery,
@@ -22,7 +24,7 @@ from api.requests import (
     StrictRequest,
     parse_instant,
 )
-from api.responses import LOCATION, body_problems, problems
+from api.responses import LOCATION, body_problems, problem_spec, problems
 from api.service import Service
 from api.structs import (
     ID_MAX,
@@ -33,13 +35,20 @@ from api.structs import (
     DriverOut,
     DriverPage,
     Gaps,
+    Problem,
+    ShiftsBody,
+    ShiftsOut,
+    StrandedOut,
+    StrandProblem,
     WindowOut,
     window_of,
 )
 from booking.bookings import Booking
-from booking.errors import InvalidInput
+from booking.drivers import Driver
+from booking.errors import InvalidInput, ShiftsStrand, TaxiError
 from booking.postgres import reads
 from booking.postgres.ledger import add_driver, change_driver, retire_driver
+from booking.postgres.terms import LaidDown, laid_down, set_shifts, set_turnaround
 from booking.time_window import TimeWindow
 
 DriverPath = Annotated[int, PathParameter(ge=1, le=ID_MAX)]
@@ -62,7 +71,9 @@ class DriversController(Controller):
     ) -> Response[DriverOut]:
         """Add a driver."""
         command = Command(
-            lambda connection: add_driver(connection, data.name, data.fleet, data.zone),
+            lambda connection: add_driver(
+                connection, data.name, data.fleet, data.zone, data.turnaround_s
+            ),
             DriverOut.of,
             note=service.advice.note_driver,
             status=HTTPStatus.CREATED,
@@ -108,12 +119,85 @@ class DriversController(Controller):
         request: StrictRequest,
         idempotency_key: KeyHeader = None,
     ) -> Response[DriverOut]:
-        """Change a driver's name or zone; what is left out stays."""
+        """Change a driver's name, zone or turnaround; what is left out stays.
+
+        With another turnaround, what the driver's bookings to come block is fitted anew.
+        None is refused: one that there is too little time for says so in `lead_short_s`.
+        """
         name = None if data.name is UNSET else data.name
         zone = None if data.zone is UNSET else data.zone
+
+        async def work(connection: AsyncConnection) -> Driver:
+            changed = await change_driver(connection, driver_id, name=name, zone=zone)
+            if data.turnaround_s is UNSET:
+                return changed
+            return await set_turnaround(service.ledger, connection, driver_id, data.turnaround_s)
+
+        command = Command(work, DriverOut.of, note=service.advice.note_driver)
+        return await service.commands.run(request, idempotency_key, command)
+
+    @get(
+        "/{driver_id:int}/shifts",
+        responses=problems(HTTPStatus.NOT_FOUND),
+        operation_id="get_shifts",
+    )
+    async def shifts(self, driver_id: DriverPath, service: NamedDependency[Service]) -> ShiftsOut:
+        """Read a driver's working hours; without any, the driver can be booked at any time."""
+
+        async def work(connection: AsyncConnection) -> LaidDown:
+            return await laid_down(connection, driver_id)
+
+        return shifts_out(await service.look(work))
+
+    @put(
+        "/{driver_id:int}/shifts",
+        responses=body_problems(HTTPStatus.NOT_FOUND)
+        | {409: problem_spec(HTTPStatus.CONFLICT, StrandProblem)},
+        operation_id="set_shifts",
+    )
+    async def set_shifts(
+        self,
+        driver_id: DriverPath,
+        data: JSONBody[ShiftsBody],
+        service: NamedDependency[Service],
+        request: StrictRequest,
+        strand: Annotated[
+            bool | None, QueryParameter(description="Let bookings stay that would lie outside.")
+        ] = None,
+        idempotency_key: KeyHeader = None,
+    ) -> Response[ShiftsOut]:
+        """Lay down working hours, breaks and time off, by the clock of the driver's zone.
+
+        If bookings to come would lie outside, nothing is changed and the answer names them,
+        unless `strand=true` says that they may stay.
+        """
+        document = to_builtins(data)
         command = Command(
-            lambda connection: change_driver(connection, driver_id, name=name, zone=zone),
-            DriverOut.of,
+            lambda connection: set_shifts(connection, driver_id, document, strand=bool(strand)),
+            shifts_out,
+            explain=_explain_strands,
+            note=lambda laid: service.advice.note_driver(laid.driver),
+        )
+        return await service.commands.run(request, idempotency_key, command)
+
+    @delete(
+        "/{driver_id:int}/shifts",
+        status_code=HTTPStatus.OK,
+        responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+        operation_id="drop_shifts",
+    )
+    async def drop_shifts(
+        self,
+        driver_id: DriverPath,
+        service: NamedDependency[Service],
+        request: StrictRequest,
+        idempotency_key: KeyHeader = None,
+    ) -> Response[ShiftsOut]:
+        """Lay down no working hours: the driver can be booked at any time."""
+        command = Command(
+            lambda connection: set_shifts(connection, driver_id, None, strand=True),
+            shifts_out,
+            note=lambda laid: service.advice.note_driver(laid.driver),
         )
         return await service.commands.run(request, idempotency_key, command)
 
@@ -181,21 +265,66 @@ class DriversController(Controller):
     @get(
         "/{driver_id:int}/calendar.ics",
         media_type=ical.MEDIA_TYPE,
-        responses=problems(HTTPStatus.NOT_FOUND),
+        responses=problems(HTTPStatus.NOT_FOUND) | ical.NOT_MODIFIED,
+        response_headers=[ical.ETAG],
         operation_id="driver_calendar",
     )
     async def calendar(
-        self, driver_id: DriverPath, service: NamedDependency[Service]
+        self,
+        driver_id: DriverPath,
+        service: NamedDependency[Service],
+        if_none_match: ical.SeenHeader = None,
     ) -> Response[bytes]:
-        """A driver's bookings as iCalendar, for any calendar program."""
+        """A driver's bookings as iCalendar, for any calendar program.
 
-        async def work(connection: AsyncConnection) -> tuple[str, list[tuple[Booking, str]]]:
-            name = (await reads.driver(connection, driver_id)).name
-            since = datetime.now(UTC) - ical.KEEP
-            return name, await reads.calendar(connection, since, driver_id=driver_id, rider_id=None)
+        What was given to another driver is in it as cancelled.
+        """
+        return await driver_feed(service, driver_id, if_none_match)
 
-        name, booked = await service.look(work)
-        return ical.response(name, [(each, f"Drive {other}") for each, other in booked])
+    @route(
+        "/{driver_id:int}/calendar.ics",
+        http_method=HttpMethod.HEAD,
+        media_type=ical.MEDIA_TYPE,
+        include_in_schema=False,
+    )
+    async def calendar_head(
+        self,
+        driver_id: DriverPath,
+        service: NamedDependency[Service],
+        if_none_match: ical.SeenHeader = None,
+    ) -> Response[bytes]:
+        """Answer as `calendar` does; the server leaves the body out."""
+        return await driver_feed(service, driver_id, if_none_match)
+
+
+async def driver_feed(service: Service, driver_id: int, seen: str | None) -> Response[bytes]:
+    """A driver's calendar, unless it is the one that was seen. Raises `UnknownDriver`."""
+
+    async def work(connection: AsyncConnection) -> tuple[str, list[tuple[Booking, str]]]:
+        name = (await reads.driver(connection, driver_id)).name
+        since = datetime.now(UTC) - ical.KEEP
+        return name, await reads.calendar(connection, since, driver_id=driver_id, rider_id=None)
+
+    name, booked = await service.look(work)
+    events = [
+        (each if each.driver_id == driver_id else ical.given_away(each), f"Drive {other}")
+        for each, other in booked
+    ]
+    return ical.response(name, events, seen)
+
+
+def shifts_out(laid: LaidDown) -> ShiftsOut:
+    """Working hours as they go over the wire."""
+    shifts = None if laid.shifts is None else convert(laid.shifts.as_dict(), ShiftsBody)
+    return ShiftsOut(shifts, laid.driver.zone, [StrandedOut.of(each) for each in laid.stranded])
+
+
+async def _explain_strands(error: TaxiError) -> Problem:
+    problem = problem_of(error)
+    if not isinstance(error, ShiftsStrand):
+        return problem
+    stranded = [StrandedOut.of(each) for each in error.stranded]
+    return StrandProblem(**asdict(problem), stranded=stranded)
 
 
 def _span(start: str, end: str) -> TimeWindow:

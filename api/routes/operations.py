@@ -11,7 +11,7 @@ from api.problems import problem_of, status_of
 from api.responses import problems
 from api.service import Service
 from api.structs import ProblemType, ProblemTypes, Readiness, Status
-from booking.errors import TaxiError, UnknownProblem
+from booking.errors import ServiceStopping, TaxiError, UnknownProblem
 from booking.postgres import reads
 
 
@@ -27,10 +27,12 @@ class HealthController(Controller):
 
     @get("/ready", responses=problems(), operation_id="get_readiness")
     async def ready(self, service: NamedDependency[Service]) -> Readiness:
-        """Say whether the database answers; 503 if it does not.
+        """Say whether the service can answer; 503 if the database does not, or it is to stop.
 
         A stale index does not make the service unready: answers then come from the database.
         """
+        if service.stopping.told:
+            raise ServiceStopping
         await service.look(reads.ping)
         lag_s = service.follower.lag_s
         return Readiness(

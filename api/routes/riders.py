@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated
 
-from litestar import Controller, Response, get, post
+from litestar import Controller, HttpMethod, Response, get, post, route
 from litestar.di import NamedDependency
 from litestar.params import JSONBody, PathParameter
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -72,20 +72,42 @@ class RidersController(Controller):
     @get(
         "/{rider_id:int}/calendar.ics",
         media_type=ical.MEDIA_TYPE,
-        responses=problems(HTTPStatus.NOT_FOUND),
+        responses=problems(HTTPStatus.NOT_FOUND) | ical.NOT_MODIFIED,
+        response_headers=[ical.ETAG],
         operation_id="rider_calendar",
     )
     async def calendar(
         self,
         rider_id: RiderPath,
         service: NamedDependency[Service],
+        if_none_match: ical.SeenHeader = None,
     ) -> Response[bytes]:
         """A rider's bookings as iCalendar, for any calendar program."""
+        return await rider_feed(service, rider_id, if_none_match)
 
-        async def work(connection: AsyncConnection) -> tuple[str, list[tuple[Booking, str]]]:
-            name = (await reads.rider(connection, rider_id)).name
-            since = datetime.now(UTC) - ical.KEEP
-            return name, await reads.calendar(connection, since, driver_id=None, rider_id=rider_id)
+    @route(
+        "/{rider_id:int}/calendar.ics",
+        http_method=HttpMethod.HEAD,
+        media_type=ical.MEDIA_TYPE,
+        include_in_schema=False,
+    )
+    async def calendar_head(
+        self,
+        rider_id: RiderPath,
+        service: NamedDependency[Service],
+        if_none_match: ical.SeenHeader = None,
+    ) -> Response[bytes]:
+        """Answer as `calendar` does; the server leaves the body out."""
+        return await rider_feed(service, rider_id, if_none_match)
 
-        name, booked = await service.look(work)
-        return ical.response(name, [(each, f"Ride with {other}") for each, other in booked])
+
+async def rider_feed(service: Service, rider_id: int, seen: str | None) -> Response[bytes]:
+    """A rider's calendar, unless it is the one that was seen. Raises `UnknownRider`."""
+
+    async def work(connection: AsyncConnection) -> tuple[str, list[tuple[Booking, str]]]:
+        name = (await reads.rider(connection, rider_id)).name
+        since = datetime.now(UTC) - ical.KEEP
+        return name, await reads.calendar(connection, since, driver_id=None, rider_id=rider_id)
+
+    name, booked = await service.look(work)
+    return ical.response(name, [(each, f"Ride with {other}") for each, other in booked], seen)

@@ -96,6 +96,7 @@ class SeriesController(Controller):
             note=lambda series: _note(service, series),
             status=HTTPStatus.CREATED,
             collection="/series",
+            takes_time=True,
         )
         return await service.commands.run(request, idempotency_key, command)
 

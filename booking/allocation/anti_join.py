@@ -80,7 +80,7 @@ def _first_free(request: BookingRequest, *, skip_locked: bool) -> Select[int]:
     one: ColumnElement[int] = literal_column("1")
     return (
         select(drivers.c.id)
-        .where(searches.working(request.fleet), reads.is_free(request.window))
+        .where(searches.can_come(request))
         .order_by(drivers.c.id)
         .limit(one)
         .with_for_update(skip_locked=skip_locked)

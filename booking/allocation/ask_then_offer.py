@@ -82,10 +82,7 @@ def _who_looks_free_statement(request: BookingRequest) -> Select[int]:
     pivot = select(searches.somewhere(request.fleet).label("id")).cte("pivot")
     start = select(pivot.c.id).scalar_subquery()
     free = (
-        select(drivers.c.id)
-        .where(searches.working(request.fleet), reads.is_free(request.window))
-        .order_by(drivers.c.id)
-        .limit(_OFFERS)
+        select(drivers.c.id).where(searches.can_come(request)).order_by(drivers.c.id).limit(_OFFERS)
     )
     from_here_on = free.where(drivers.c.id >= start)
     and_from_the_beginning = free.where(drivers.c.id < start)

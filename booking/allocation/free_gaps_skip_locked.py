@@ -53,6 +53,7 @@ from booking.ledgers import Claim
 from booking.postgres import reads, searches
 from booking.postgres.ledger import Record
 from booking.postgres.tables import drivers
+from booking.postgres.terms import works_in
 
 _GAPS = (
     # Bounded by the infinite instants, so that every gap has a first and a last.
@@ -208,7 +209,7 @@ def _lock_one(request: BookingRequest) -> Select[int]:
     return (
         select(_free_gaps.c.driver_id)
         .join(drivers, drivers.c.id == _free_gaps.c.driver_id)
-        .where(_fits(request), drivers.c.retired_at.is_(None))
+        .where(_fits(request), drivers.c.retired_at.is_(None), works_in(request.window))
         .limit(literal_column("1"))
         .with_for_update(key_share=True, skip_locked=True, of=[drivers, _free_gaps])
     )

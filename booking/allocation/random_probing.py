@@ -42,6 +42,7 @@ from booking.ledgers import Claim
 from booking.postgres import reads, searches
 from booking.postgres.ledger import Record
 from booking.postgres.tables import drivers
+from booking.postgres.terms import works_in
 
 PROBES = 16
 
@@ -101,5 +102,5 @@ def _drawn(request: BookingRequest) -> Select[int]:
         .select_from(points)
         .join(drawn, true())
         .join(drivers, drivers.c.id == drawn.c.id)
-        .where(reads.is_free(request.window))
+        .where(works_in(request.window), reads.is_free(request.window))
     )

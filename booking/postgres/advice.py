@@ -9,20 +9,24 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
-from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import Booking
 from booking.calendars import Held, gaps_between
 from booking.drivers import Driver
 from booking.fleet_index import NotInMemory, next_free_among, search_window
-from booking.postgres import reads
+from booking.places import Place
+from booking.postgres import reads, terms
 from booking.postgres.database import Database
 from booking.postgres.follower import Follower
-from booking.postgres.tables import drivers
+from booking.terms import Wish
 from booking.time_window import TimeWindow
+from booking.travel import GreatCircle, TravelTimes
 
 Source = Literal["memory", "database"]
+Places = tuple[Place | None, Place | None]
+"""Where a trip begins and ends, as far as that is known."""
+NOWHERE: Places = (None, None)
 
 FLEET_STEP = timedelta(minutes=5)
 FLEET_SEARCH = timedelta(hours=24)
@@ -42,40 +46,62 @@ class Advice:
     The methods that ask the database raise `Unavailable` when it is away.
     """
 
-    def __init__(self, database: Database, follower: Follower | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        follower: Follower | None = None,
+        travel_times: TravelTimes | None = None,
+    ) -> None:
         self._database = database
         self._follower = follower
+        self._travel_times = travel_times or GreatCircle("UTC")
 
     async def free_drivers(
-        self, window: TimeWindow, fleet: str, limit: int, without: Collection[int] = ()
+        self,
+        window: TimeWindow,
+        fleet: str,
+        limit: int,
+        without: Collection[int] = (),
+        places: Places = NOWHERE,
     ) -> FreeDrivers:
         """Up to `limit` working drivers of the fleet who are free for the whole window.
 
         Fewer only if there are no more; which ones, when there are more, is left
-        open. Drivers in `without` are left out.
+        open. Drivers in `without` are left out. Memory knows nothing of terms, so for a
+        fleet where anybody has some the database is asked.
         """
         remembered = self._from_memory(
-            lambda follower: FreeDrivers(
-                follower.index.free_drivers(window, fleet, limit, without),
-                follower.as_of,
-                "memory",
+            lambda follower: (
+                None
+                if follower.fleet_has_terms(fleet)
+                else FreeDrivers(
+                    follower.index.free_drivers(window, fleet, limit, without),
+                    follower.as_of,
+                    "memory",
+                )
             )
         )
         if remembered is not None:
             return remembered
-        return await self.free_drivers_now(window, fleet, limit, without)
+        return await self.free_drivers_now(window, fleet, limit, without, places)
 
     async def free_drivers_now(
-        self, window: TimeWindow, fleet: str, limit: int, without: Collection[int] = ()
+        self,
+        window: TimeWindow,
+        fleet: str,
+        limit: int,
+        without: Collection[int] = (),
+        places: Places = NOWHERE,
     ) -> FreeDrivers:
         """What `free_drivers` answers, asked of the database however fresh memory is."""
         as_of = datetime.now(UTC)
+        wish = Wish(window, fleet, *places)
 
-        async def ask(connection: AsyncConnection) -> Sequence[int]:
-            return (await connection.scalars(_who_is_free(window, fleet, limit, without))).all()
+        async def ask(connection: AsyncConnection) -> list[int]:
+            return await terms.free_on_terms(self._travel_times, connection, wish, limit, without)
 
         ids = await self._database.transact(ask, read_only=True)
-        return FreeDrivers(list(ids), as_of, "database")
+        return FreeDrivers(ids, as_of, "database")
 
     async def fleet_of(self, driver_id: int) -> str:
         """The fleet for which the driver works. Raises `UnknownDriver`."""
@@ -92,9 +118,12 @@ class Advice:
     ) -> TimeWindow | None:
         """The driver's next free window like this one, as `fleet_index.next_free_among` says.
 
-        An unknown driver is free at once.
+        An unknown driver is free at once. On terms, it is the next for a trip that names no place.
         """
         wide = search_window(window)
+        if self._asks_for_more(driver_id):
+            gaps = await self.gaps(driver_id, wide, window.duration)
+            return window.moved_to(gaps[0].start) if gaps else None
         return next_free_among(await self.conflicts(driver_id, wide), window, besides)
 
     def next_free_of_fleet(self, window: TimeWindow, fleet: str) -> TimeWindow | None:
@@ -103,11 +132,12 @@ class Advice:
         Ask it when nobody is free for `window` itself: what it finds begins later
         by a multiple of `FLEET_STEP`, within `FLEET_SEARCH`. From memory alone, as
         it asks many times, so it is None as well while memory cannot answer, or
-        believes that somebody is free for `window`: then it is behind.
+        believes that somebody is free for `window`: then it is behind. Nor does it know
+        of terms, so it is None for a fleet where anybody has some.
         """
 
         def search(follower: Follower) -> TimeWindow | None:
-            if follower.index.free_drivers(window, fleet, 1):
+            if follower.fleet_has_terms(fleet) or follower.index.free_drivers(window, fleet, 1):
                 return None
             # Near the end of the calendar there is less to search.
             room = min(FLEET_SEARCH, search_window(window).end - window.end)
@@ -122,7 +152,15 @@ class Advice:
     async def gaps(
         self, driver_id: int, within: TimeWindow, at_least: timedelta = timedelta(0)
     ) -> list[TimeWindow]:
-        """The parts of `within` in which the driver is free, each no shorter than `at_least`."""
+        """The parts of `within` in which the driver is free, each no shorter than `at_least`.
+
+        On terms, those in which a trip that names no place can be booked.
+        """
+        if self._asks_for_more(driver_id):
+            return await self._database.transact(
+                lambda connection: terms.free_windows(connection, driver_id, within, at_least),
+                read_only=True,
+            )
         return list(gaps_between(await self.conflicts(driver_id, within), within, at_least))
 
     async def conflicts(self, driver_id: int, window: TimeWindow) -> list[Held]:
@@ -144,6 +182,11 @@ class Advice:
         if self._follower is not None:
             self._follower.note_driver(driver)
 
+    def _asks_for_more(self, driver_id: int) -> bool:
+        """Whether the driver has terms, or may have, for all that memory knows."""
+        known = self._from_memory(lambda follower: follower.has_terms(driver_id))
+        return known is not False
+
     def _from_memory[T](self, ask: Callable[[Follower], T]) -> T | None:
         if self._follower is None or not self._follower.fresh:
             return None
@@ -151,15 +194,3 @@ class Advice:
             return ask(self._follower)
         except NotInMemory:
             return None
-
-
-def _who_is_free(
-    window: TimeWindow, fleet: str, limit: int, without: Collection[int]
-) -> Select[int]:
-    statement = (
-        select(drivers.c.id)
-        .where(drivers.c.retired_at.is_(None), drivers.c.fleet == fleet, reads.is_free(window))
-        .order_by(drivers.c.id)
-        .limit(limit)
-    )
-    return statement.where(drivers.c.id.not_in(without)) if without else statement

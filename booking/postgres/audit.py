@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.calendars import Held
-from booking.postgres.tables import active, bookings, predicted_ends, starts
+from booking.postgres.tables import active, begins, bookings, predicted_ends
 from booking.time_window import TimeWindow
 
 _ROWS_AT_A_TIME = 5_000
@@ -57,9 +57,9 @@ async def double_bookings(connection: AsyncConnection) -> Audit:
     `Database` whose statements may take long enough to sort them.
     """
     rows = await connection.stream(
-        select(bookings.c.driver_id, bookings.c.id, starts, predicted_ends)
+        select(bookings.c.driver_id, bookings.c.id, begins, predicted_ends)
         .where(active)
-        .order_by(bookings.c.driver_id, starts, bookings.c.id)
+        .order_by(bookings.c.driver_id, begins, bookings.c.id)
         .execution_options(yield_per=_ROWS_AT_A_TIME)
     )
     swept = drivers = 0

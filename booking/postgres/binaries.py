@@ -80,6 +80,27 @@ def choose(major: int | None = None, account: Account | None = None) -> Binaries
     raise NoPostgres(_what_to_install(reasons))
 
 
+def find_tool(name: str, major: int) -> Path:
+    """A program of PostgreSQL's, such as `pg_dump`, of version `major` or later.
+
+    It may come without a server; in the order of `choose`. Raises `NoPostgres`.
+    """
+    there = []
+    for folder in _folders([], of=name):
+        with suppress(OSError):
+            told = run([folder / name, "--version"], None).stdout
+            version = re.search(r"\(PostgreSQL\) (\d+)", told)
+            if version is not None and int(version[1]) >= major:
+                return folder / name
+            if version is not None:
+                there.append(version[1])
+    found = f"here is only that of {', '.join(sorted(set(there)))}" if there else "here is none"
+    raise NoPostgres(
+        f"{name} of PostgreSQL {major} or later is needed, and {found}: install the client"
+        f" programs (apt install postgresql-client-{major}, or brew install postgresql@{major})."
+    )
+
+
 def run(
     args: Sequence[str | Path],
     account: Account | None,
@@ -131,11 +152,11 @@ def exclusive(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _folders(reasons: list[str]) -> Iterator[Path]:
+def _folders(reasons: list[str], of: str = "postgres") -> Iterator[Path]:
     bundled = _bundled(reasons)
     if bundled is not None:
         yield bundled
-    on_path = shutil.which("postgres")
+    on_path = shutil.which(of)
     if on_path is not None:
         yield Path(on_path).resolve().parent  # behind a link are the others, too
     yield from _newest_first(Path("/usr/lib/postgresql"), "*/bin")

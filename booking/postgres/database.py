@@ -20,6 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import QueuePool
 
 from booking.errors import Contended, InvalidInput, LedgerBusy, LedgerLost, Unavailable
+from booking.postgres.gates import Gate
+from booking.postgres.observers import Observer
 
 Isolation = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
@@ -37,7 +39,10 @@ EXCLUSION_VIOLATION = "23P01"
 UNIQUE_VIOLATION = "23505"
 """The SQLSTATE of what a unique key refuses."""
 
-_RUN_AGAIN = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
+SERIALIZATION_FAILURE = "40001"
+"""The SQLSTATE of a transaction that must be run again, all of it."""
+
+_RUN_AGAIN = frozenset({SERIALIZATION_FAILURE, "40P01"})  # the other is deadlock_detected
 _TOOK_TOO_LONG = frozenset({"55P03", "57014"})  # lock_not_available, query_canceled
 _NO_SUCH_CHARACTER = "22021"  # character_not_in_repertoire
 _AWAY = ("08", "25006", "53", "57P", "58")
@@ -103,7 +108,8 @@ class Database:
     """One PostgreSQL database, with a bounded and *fair* queue before its connections.
 
     `pool_size` connections, each used by one transaction at a time; at most
-    `waiting_max` callers wait for one, no longer than `wait_s_max` seconds.
+    `waiting_max` callers wait for one, no longer than `wait_s_max` seconds, and
+    whoever would have to is refused at once. `observer` is told what happens.
     """
 
     def __init__(
@@ -114,6 +120,7 @@ class Database:
         waiting_max: int = 1_000,
         wait_s_max: float = 5.0,
         statement_s_max: float = 5.0,
+        observer: Observer | None = None,
     ) -> None:
         build = partial(
             create_async_engine,
@@ -146,15 +153,13 @@ class Database:
         event.listen(self.engine.sync_engine, "rollback_savepoint", _forget_failures)
         self.wait_s_max = wait_s_max
         self.waiting_max = waiting_max
-        self._waiting = 0
-        # The engine's own queue lets newcomers pass those who wait, and some then wait very
-        # long; a semaphore is first come, first served.
-        self._gate = asyncio.Semaphore(pool_size)
+        self.observer = observer or Observer()
+        self.gate = Gate(pool_size, waiting_max=waiting_max, wait_s_max=wait_s_max)
 
     @property
     def waiting(self) -> int:
         """How many callers wait for a connection."""
-        return self._waiting
+        return self.gate.waiting
 
     @property
     def in_use(self) -> int:
@@ -190,7 +195,7 @@ class Database:
         when no connection came free, `LedgerLost` when the connection broke at
         the COMMIT, so that nobody knows, and `Unavailable` when it broke before.
         """
-        return await _until_it_goes_through(
+        return await self._until_it_goes_through(
             lambda: self._once(work, isolation, read_only=read_only)
         )
 
@@ -218,7 +223,7 @@ class Database:
                     raise ours from error
                 raise
 
-        return await _until_it_goes_through(once)
+        return await self._until_it_goes_through(once)
 
     @asynccontextmanager
     async def _lane(self) -> AsyncIterator[AsyncConnection]:
@@ -277,37 +282,24 @@ class Database:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AsyncConnection]:
-        if self._gate.locked() and self._waiting >= self.waiting_max:
-            raise LedgerBusy
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(self.wait_s_max):
-                await self._gate.acquire()
-        except TimeoutError:
-            raise LedgerBusy from None
-        finally:
-            self._waiting -= 1
-        try:
-            async with self.engine.connect() as connection:
-                yield connection
-        finally:
-            self._gate.release()
+        async with self.gate.turn(), self.engine.connect() as connection:
+            yield connection
 
-
-async def _until_it_goes_through[T](once: Callable[[], Awaitable[T]]) -> T:
-    """Call `once`, and again while PostgreSQL says that it collided; `Contended` at last."""
-    attempt = 1
-    while True:
-        try:
-            return await once()
-        except DBAPIError as error:
-            if sqlstate_of(error) not in _RUN_AGAIN:
-                raise
-            if attempt == ATTEMPTS_MAX:
-                raise Contended from error
-        # Random, so that two that collided do not collide again in step.
-        await asyncio.sleep(random.uniform(0, _BACKOFF_S * 2 ** (attempt - 1)))  # noqa: S311  # jitter
-        attempt += 1
+    async def _until_it_goes_through[T](self, once: Callable[[], Awaitable[T]]) -> T:
+        """Call `once`, and again while PostgreSQL says that it collided; `Contended` at last."""
+        attempt = 1
+        while True:
+            try:
+                return await once()
+            except DBAPIError as error:
+                if sqlstate_of(error) not in _RUN_AGAIN:
+                    raise
+                if attempt == ATTEMPTS_MAX:
+                    raise Contended from error
+                self.observer.ran_again(sqlstate_of(error))
+            # Random, so that two that collided do not collide again in step.
+            await asyncio.sleep(random.uniform(0, _BACKOFF_S * 2 ** (attempt - 1)))  # noqa: S311  # jitter
+            attempt += 1
 
 
 def _refuse_the_dead(connection: Any, *_: object) -> None:

@@ -21,6 +21,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -36,7 +37,7 @@ from booking.drivers import Driver
 from booking.errors import Unavailable
 from booking.fleet_index import FleetIndex
 from booking.postgres.database import Database
-from booking.postgres.tables import active, bookings, drivers, predicted_ends, starts
+from booking.postgres.tables import active, begins, bookings, drivers, predicted_ends
 from booking.time_window import TimeWindow
 
 _log = logging.getLogger(__name__)
@@ -49,9 +50,9 @@ _CHUNK_ROWS = 500
 
 _RETRY_S_MAX = 2.0
 
-_DRIVERS = select(drivers.c.id, drivers.c.fleet, drivers.c.retired_at)
+_DRIVERS = select(drivers.c.id, drivers.c.fleet, drivers.c.retired_at, drivers.c.has_terms)
 _BOOKINGS = select(
-    bookings.c.id, bookings.c.driver_id, active.label("holds"), starts, predicted_ends
+    bookings.c.id, bookings.c.driver_id, active.label("holds"), begins, predicted_ends
 )
 
 _Columns = tuple[Any, ...]
@@ -88,6 +89,8 @@ class Follower:
         self._read_began_s = -math.inf
         self._noted_bookings = _Notes()
         self._noted_drivers = _Notes()
+        self._with_terms: dict[int, str] = {}
+        self._fleets_with_terms = Counter[str]()
         self.loaded = asyncio.Event()
         """Set once the index holds what the first read found."""
 
@@ -102,6 +105,22 @@ class Follower:
         complete = self._mark is not None and not self._distrusted
         return complete and self.lag_s < self._fresh_s
 
+    def has_terms(self, driver_id: int) -> bool:
+        """Whether more than free time is asked of who books this driver, as far as is known."""
+        return driver_id in self._with_terms
+
+    def fleet_has_terms(self, fleet: str) -> bool:
+        """Whether that is so of anybody in the fleet. The index knows bookings, not terms."""
+        return self._fleets_with_terms[fleet] > 0
+
+    def _note_terms(self, driver_id: int, fleet: str | None) -> None:
+        before = self._with_terms.pop(driver_id, None)
+        if before is not None:
+            self._fleets_with_terms[before] -= 1
+        if fleet is not None:
+            self._with_terms[driver_id] = fleet
+            self._fleets_with_terms[fleet] += 1
+
     def note(self, booking: Booking) -> None:
         """Tell the index of a booking this process has just recorded or changed.
 
@@ -115,6 +134,7 @@ class Follower:
         """Tell the index of a driver this process has just added or changed; see `note`."""
         self._noted_drivers.add(driver.id)
         fleet = driver.fleet if driver.retired_at is None else None
+        self._note_terms(driver.id, fleet if driver.has_terms else None)
         self._tell(self.index.apply_driver, driver.id, fleet)
 
     @asynccontextmanager
@@ -183,6 +203,8 @@ class Follower:
         if last is None or self._distrusted or mark.contradicts(last):
             self._mark, self._distrusted = None, False
             self.index.clear()
+            self._with_terms.clear()
+            self._fleets_with_terms.clear()
             await self._take(connection, *_everything(self.index.horizon))
         elif mark != last:
             await self._take(
@@ -207,9 +229,11 @@ class Follower:
         await _each(connection, of_bookings, self._take_booking)
 
     def _take_driver(self, row: _Row) -> None:
-        id_, fleet, retired_at = row
+        id_, fleet, retired_at, has_terms = row
         if not self._noted_drivers.since_read_began(id_):
-            self.index.apply_driver(id_, fleet if retired_at is None else None)
+            works_for = fleet if retired_at is None else None
+            self.index.apply_driver(id_, works_for)
+            self._note_terms(id_, works_for if has_terms else None)
 
     def _take_booking(self, row: _Row) -> None:
         id_, driver_id, holds, start, end = row
@@ -283,7 +307,7 @@ def _everything(horizon: datetime) -> tuple[Select[*_Columns], Select[*_Columns]
     return (
         _DRIVERS.where(drivers.c.retired_at.is_(None)),
         # The bound on the start follows from the one on the end, and can use an index.
-        _BOOKINGS.where(active, predicted_ends > horizon, starts > horizon - LONGEST),
+        _BOOKINGS.where(active, predicted_ends > horizon, begins > horizon - LONGEST),
     )
 
 

@@ -11,11 +11,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol, cast
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import (
@@ -26,7 +27,7 @@ from booking.bookings import (
     check_transition,
 )
 from booking.calendars import Held
-from booking.drivers import Driver, Rider, check_zone
+from booking.drivers import Driver, Rider, check_turnaround, check_zone
 from booking.errors import (
     BookingConflict,
     Contended,
@@ -41,7 +42,8 @@ from booking.errors import (
     VersionMismatch,
 )
 from booking.ledgers import Claim, Ledger
-from booking.postgres import reads
+from booking.postgres import reads, terms
+from booking.postgres.attribution import as_the_clock
 from booking.postgres.database import Database, Isolation
 from booking.postgres.tables import (
     BOOKING_COLUMNS,
@@ -55,7 +57,9 @@ from booking.postgres.tables import (
     rider_of,
     riders,
 )
-from booking.time_window import TimeWindow, utc
+from booking.postgres.writes import update_booking, without_lead
+from booking.time_window import EARLIEST, LATEST, TimeWindow, utc
+from booking.travel import GreatCircle, TravelTimes
 
 Record = Callable[[AsyncConnection, BookingRequest], Awaitable[Booking]]
 """Records a booking for the driver that the request names, or raises `BookingConflict`."""
@@ -63,6 +67,9 @@ Record = Callable[[AsyncConnection, BookingRequest], Awaitable[Booking]]
 _IN_ONE_LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _CLOCK_SKEW = timedelta(minutes=1)
 _TRIES_MAX = 3
+_ALWAYS = TimeWindow(EARLIEST, LATEST)
+_GIVEN_BACK = "taxi_given_back"
+"""The execution option with the time that a transaction has given back."""
 
 
 class Allocator(Protocol):
@@ -90,6 +97,35 @@ class Allocator(Protocol):
         Raises `NoDriverFree` if at some moment of the call no driver was free,
         and `Contended` if every driver that looked free was taken by others.
         """
+        ...
+
+
+class GivenBack(NamedTuple):
+    """Time of a driver that may have become free."""
+
+    driver_id: int
+    window: TimeWindow
+
+
+class Queue(Protocol):
+    """Port: those who wait for time that is taken."""
+
+    async def offer(
+        self, connection: AsyncConnection, given_back: Sequence[GivenBack]
+    ) -> Sequence[Booking]:
+        """Offer what has become free to those who wait for it; the bookings that hold it for them.
+
+        In the transaction that gave it back, as its last work. What becomes of an offer
+        never undoes what the transaction did.
+        """
+        ...
+
+    async def is_awaited(self, connection: AsyncConnection, booking_id: int) -> bool:
+        """Whether somebody waits for some of the time that the booking holds."""
+        ...
+
+    def note(self, booking: Booking) -> None:
+        """Hear of an offer once it is durable."""
         ...
 
 
@@ -124,6 +160,10 @@ class PostgresLedger(Ledger, ABC):
     def __init__(self, database: Database, allocator: Allocator) -> None:
         self.database = database
         self.allocator = allocator
+        self.travel_times: TravelTimes = GreatCircle("UTC")
+        """Who says how long a way takes, for drivers with a turnaround."""
+        self.queue: Queue | None = None
+        """Who is offered the time that transactions give back; nobody, unless it is set."""
 
     @property
     def waiting(self) -> int:
@@ -163,29 +203,38 @@ class PostgresLedger(Ledger, ABC):
         """
         if driver_id is None:
             driver_id = await reads.named_driver(connection, request)
-        return await self.unless_lapsed(
-            connection, *await reads.standing_in(connection, driver_id, request.window, moving)
-        )
+        found = await reads.standing_in(connection, driver_id, request.window, moving)
+        return await self.unless_lapsed(connection, *found, moving)
 
     async def unless_lapsed(
-        self, connection: AsyncConnection, conflicts: list[Held], lapsed: Sequence[int]
+        self,
+        connection: AsyncConnection,
+        conflicts: list[Held],
+        lapsed: Sequence[int],
+        moving: Booking | None,
     ) -> list[Held]:
         """The conflicts; where there are none, the lapsed holds expire.
 
         One that somebody else is changing at this moment is in the way until that is done.
-        To wait for it could be to wait for each other.
+        To wait for it could be to wait for each other. And one for whose time somebody
+        waits is in the way of a newcomer until the sweep has offered it to them; but not
+        of a booking that moves, as a late trip must not be stopped by an offer.
         """
         if conflicts:
             return conflicts
         return [
             held
             for booking_id in lapsed
-            if (held := await self._still_held(connection, booking_id)) is not None
+            if (held := await self._still_held(connection, booking_id, moving)) is not None
         ]
 
-    async def _still_held(self, connection: AsyncConnection, booking_id: int) -> Held | None:
-        """Let the hold expire; what it holds, if it cannot."""
-        if await self.expire_in(connection, booking_id):
+    async def _still_held(
+        self, connection: AsyncConnection, booking_id: int, moving: Booking | None
+    ) -> Held | None:
+        """Let the hold expire; what it holds, if it cannot or must not."""
+        queue = self.queue if moving is None else None
+        awaited = queue is not None and await queue.is_awaited(connection, booking_id)
+        if not awaited and await self.expire_in(connection, booking_id):
             return None
         booking = await reads.booking(connection, booking_id)
         return Held(booking.id, booking.window) if booking.state.active else None
@@ -201,40 +250,104 @@ class PostgresLedger(Ledger, ABC):
             )
             .with_for_update(key_share=True, skip_locked=True)
         )
-        changed = await connection.execute(
-            update(bookings)
-            .where(bookings.c.id.in_(lapsed.scalar_subquery()))
-            .values(state=BookingState.EXPIRED)
-            .returning(*BOOKING_COLUMNS)
-        )
+        with as_the_clock():
+            changed = await connection.execute(
+                update(bookings)
+                .where(bookings.c.id.in_(lapsed.scalar_subquery()))
+                .values(state=BookingState.EXPIRED)
+                .returning(*BOOKING_COLUMNS)
+            )
         row = changed.one_or_none()
         if row is None:
             return None
         expired = booking_of(row)
-        await self.release(connection, expired)
+        await self._end(connection, expired)
         return expired
+
+    async def _end(self, connection: AsyncConnection, booking: Booking) -> None:
+        """Do what is to be done for a booking that has just ceased to be active."""
+        await self.release(connection, booking)
+        give_back(connection, GivenBack(booking.driver_id, booking.window))
 
     async def sweep(self) -> list[Booking]:
         """Let every hold that has lapsed expire, each in a transaction of its own."""
         numbers = await self.database.transact(reads.lapsed_holds, read_only=True)
         swept = [
-            await self.transact(partial(self.expire_in, booking_id=booking_id))
+            await self.transact(partial(self._sweep_one, booking_id=booking_id))
             for booking_id in numbers
         ]
         return [booking for booking in swept if booking is not None]
 
+    async def _sweep_one(self, connection: AsyncConnection, booking_id: int) -> Booking | None:
+        await lock_drivers_of(connection, booking_id)
+        expired = await self.expire_in(connection, booking_id)
+        if expired is not None and expired.lead is not None:
+            await terms.refit_behind(self, connection, expired)
+        return expired
+
     async def offer(
         self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
     ) -> Booking:
-        """Record a booking for one of several drivers that would do; raises as `record` does."""
+        """Enter a booking for one of several drivers that would do; raises as `record` does."""
+        # Whoever holds a driver already, as of a booking that moves, waits for no other.
+        wait = moving is None
         if not self.holds_the_refused:
-            return await self.record(connection, request, moving)
+            return await self.enter(connection, request, moving, wait=wait)
         async with connection.begin_nested():
+            return await self.enter(connection, request, moving, wait=wait)
+
+    async def enter(
+        self,
+        connection: AsyncConnection,
+        request: BookingRequest,
+        moving: Booking | None = None,
+        *,
+        wait: bool = True,
+    ) -> Booking:
+        """Record a booking, on the terms of its driver where there are any; raises as `record`.
+
+        Without `wait`, a driver with terms whom somebody else has is refused. Where the
+        terms are met, or do not matter, a booking that moves takes its lead along.
+        """
+        if request.terms_met:
             return await self.record(connection, request, moving)
+        try:
+            entered = await self.record(connection, request, moving)
+        except reads.HasTerms:
+            # A refusal takes back what was made room for, and lets go of the driver.
+            async with connection.begin_nested():
+                entered = await terms.record_on_terms(self, connection, request, moving, wait=wait)
+        else:
+            entered = await without_lead(connection, entered)
+        if moving is not None and moving.lead is not None:
+            await terms.refit_behind(self, connection, moving)
+        return entered
 
     async def transact[T](self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Run `work` in one transaction of the recipe's isolation; see `Database.transact`."""
-        return await self.database.transact(work, isolation=self.isolation)
+        """Run `work` in one transaction of the recipe's isolation; see `Database.transact`.
+
+        What it gives back is offered to those who wait, as the last thing before the
+        COMMIT: nobody sees the time free in between. And no sooner: on its way, a late
+        trip gives back time that it takes again.
+        """
+        queue = self.queue
+        if queue is None:
+            return await self.database.transact(work, isolation=self.isolation)
+        offered: list[Booking] = []
+
+        async def and_offer(connection: AsyncConnection) -> T:
+            offered.clear()  # an earlier attempt was rolled back
+            given_back: list[GivenBack] = []
+            await connection.execution_options(**{_GIVEN_BACK: given_back})
+            result = await work(connection)
+            if given_back:
+                offered.extend(await queue.offer(connection, given_back))
+            return result
+
+        result = await self.database.transact(and_offer, isolation=self.isolation)
+        for booking in offered:
+            queue.note(booking)
+        return result
 
     async def book(self, request: BookingRequest) -> Booking:
         """Record the booking or refuse it, as `Ledger.book` says."""
@@ -242,18 +355,26 @@ class PostgresLedger(Ledger, ABC):
 
     async def book_in(self, connection: AsyncConnection, request: BookingRequest) -> Booking:
         """Do the work of `book`, inside a transaction that is under way."""
-        booked = await self._record_or_allocate(connection, request)
-        if request.hold_s is None:
-            return booked
-        until = func.clock_timestamp() + timedelta(seconds=request.hold_s)
-        held: dict[str, object] = {"state": BookingState.HELD, "held_until": until}
-        return await update_booking(connection, booked, held)
+        booked = await self._enter_or_allocate(connection, request)
+        values: dict[str, object] = {}
+        for name, place in (("pickup", request.pickup), ("dropoff", request.dropoff)):
+            if place is not None:
+                values[name] = [place.latitude_deg, place.longitude_deg]
+        if request.hold_s is not None:
+            until = func.clock_timestamp() + timedelta(seconds=request.hold_s)
+            values |= {"state": BookingState.HELD, "held_until": until}
+        return await update_booking(connection, booked, values) if values else booked
 
-    async def _record_or_allocate(
-        self, connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
+    async def _enter_or_allocate(
+        self,
+        connection: AsyncConnection,
+        request: BookingRequest,
+        moving: Booking | None = None,
+        *,
+        wait: bool = True,
     ) -> Booking:
         if request.driver_id is not None:
-            return await self.record(connection, request, moving)
+            return await self.enter(connection, request, moving, wait=wait)
         return await self.allocator.allocate(
             connection, request, lambda ours, offered: self.offer(ours, offered, moving)
         )
@@ -293,8 +414,28 @@ class PostgresLedger(Ledger, ABC):
         if wanted is BookingState.IN_PROGRESS and changed.began < changed.start:
             return await self._hold_from(connection, changed, changed.began)
         if present.state.active and not changed.state.active:
-            await self.release(connection, changed)
+            await self._end(connection, changed)
+            # Behind a trip that was driven the way from its end stays to be driven.
+            if changed.lead is not None and wanted is not BookingState.COMPLETED:
+                await terms.refit_behind(self, connection, changed)
         return changed
+
+    async def move(
+        self,
+        connection: AsyncConnection,
+        request: BookingRequest,
+        moving: Booking,
+        *,
+        wait: bool = True,
+    ) -> Booking:
+        """Record the booking at the request's time and driver; its old time is given back.
+
+        Its row is locked. Raises as `enter` does or, if any driver would do, as
+        `Allocator.allocate` does.
+        """
+        moved = await self._enter_or_allocate(connection, request, moving, wait=wait)
+        give_back(connection, GivenBack(moving.driver_id, moving.window))
+        return moved
 
     async def _hold_from(
         self, connection: AsyncConnection, trip: Booking, begin: datetime
@@ -305,10 +446,16 @@ class PostgresLedger(Ledger, ABC):
         """
         with suppress(BookingConflict, TooLong, DriverRetired):
             request = BookingRequest(
-                trip.rider_id, TimeWindow(begin, trip.predicted_end), trip.driver_id
+                trip.rider_id,
+                TimeWindow(begin, trip.predicted_end),
+                trip.driver_id,
+                terms_met=True,
             )
             async with connection.begin_nested():
-                return await self.record(connection, request, trip)
+                held = await self.record(connection, request, trip)
+                if held.lead is None:
+                    return held
+                return await update_booking(connection, held, {"lead": timedelta(0)})
         return trip
 
     async def reschedule(
@@ -328,8 +475,7 @@ class PostgresLedger(Ledger, ABC):
     ) -> Booking:
         """Do the work of `reschedule`, inside a transaction that is under way."""
         present = await _lock_movable(connection, booking_id, version)
-        request = BookingRequest(present.rider_id, window, present.driver_id)
-        moved = await self.record(connection, request, present)
+        moved = await self.move(connection, _asked_again(present, window=window), present)
         if moved.promised_start is None:
             return moved
         # Whoever asks for another time is promised that one.
@@ -351,12 +497,22 @@ class PostgresLedger(Ledger, ABC):
         version: int | None = None,
     ) -> Booking:
         """Do the work of `reassign`, inside a transaction that is under way."""
-        present = await _lock_movable(connection, booking_id, version)
+        present = await _lock_movable(connection, booking_id, version, driver_id)
         if driver_id == present.driver_id:
             return present
         fleet = (await reads.driver(connection, present.driver_id)).fleet
-        request = BookingRequest(present.rider_id, present.window, driver_id, fleet)
-        return await self._record_or_allocate(connection, request, present)
+        request = replace(_asked_again(present), driver_id=driver_id, fleet=fleet)
+        return await self.move(connection, request, present)
+
+
+def give_back(connection: AsyncConnection, given_back: GivenBack) -> None:
+    """Say that time of a driver may have become free: it is offered before the COMMIT.
+
+    In a transaction of `PostgresLedger.transact`; elsewhere nobody listens. What was said
+    since a savepoint stays said when the transaction goes back to it: a look too many.
+    """
+    begun = cast("Connection", connection.sync_connection)
+    begun.get_execution_options().get(_GIVEN_BACK, []).append(given_back)
 
 
 async def write_or_refuse(
@@ -379,47 +535,28 @@ async def write_or_refuse(
     raise Contended
 
 
-async def write_booking(
-    connection: AsyncConnection, request: BookingRequest, moving: Booking | None = None
-) -> Booking:
-    """Insert a confirmed booking, or move one, with no look at anything else."""
-    during = reads.range_of(request.window)
-    if moving is not None:
-        there: dict[str, object] = {"during": during}
-        if request.driver_id != moving.driver_id:
-            there["driver_id"] = request.driver_id
-        return await update_booking(connection, moving, there)
-    statement = (
-        insert(bookings)
-        .values(
-            driver_id=request.driver_id,
-            rider_id=request.rider_id,
-            state=BookingState.CONFIRMED,
-            during=during,
-        )
-        .returning(*BOOKING_COLUMNS)
+def _asked_again(present: Booking, window: TimeWindow | None = None) -> BookingRequest:
+    """What was asked for when it was booked, for another time if one is given."""
+    return BookingRequest(
+        present.rider_id,
+        window or present.trip,
+        present.driver_id,
+        pickup=present.pickup,
+        dropoff=present.dropoff,
     )
-    return booking_of((await connection.execute(statement)).one())
-
-
-async def update_booking(
-    connection: AsyncConnection, booking: Booking, values: dict[str, object]
-) -> Booking:
-    """Change a booking's row, with no look at anything else."""
-    changed = await connection.execute(
-        update(bookings)
-        .where(bookings.c.id == booking.id)
-        .values(values)
-        .returning(*BOOKING_COLUMNS)
-    )
-    return booking_of(changed.one())
 
 
 async def _lock_movable(
-    connection: AsyncConnection, booking_id: int, version: int | None
+    connection: AsyncConnection,
+    booking_id: int,
+    version: int | None,
+    driver_id: int | None = None,
 ) -> Booking:
-    """The booking, whose row is ours until the transaction ends, if it may be moved."""
-    present, _ = await lock_booking(connection, booking_id, version)
+    """The booking, whose row is ours until the transaction ends, if it may be moved.
+
+    With `driver_id`, the driver to whom it is to be given.
+    """
+    present, _ = await lock_booking(connection, booking_id, version, driver_id)
     check_movable(present.state)
     await _check_hold(connection, present)
     return present
@@ -435,28 +572,75 @@ async def _check_hold(connection: AsyncConnection, present: Booking) -> None:
         raise HoldLapsed(f"The hold lapsed at {present.held_until:%H:%M:%S} UTC.", field="state")
 
 
-async def lock_booking(
-    connection: AsyncConnection, booking_id: int, version: int | None
-) -> tuple[Booking, datetime]:
-    """The booking, whose row is ours until the transaction ends, and the present instant."""
-    locked = await connection.execute(
-        # Not now(), which is when the transaction began: a trip must not seem to end before
-        # the step that this one waited for.
-        select(*BOOKING_COLUMNS, func.clock_timestamp())
-        .where(bookings.c.id == booking_id)
+async def lock_drivers_of(
+    connection: AsyncConnection, booking_id: int, driver_id: int | None = None
+) -> Sequence[int]:
+    """Have the booking's driver, and `driver_id`, where there is a turnaround; which those are.
+
+    In order of number. The booking itself comes after them.
+    """
+    concerned = select(bookings.c.driver_id).where(bookings.c.id == booking_id).scalar_subquery()
+    whose = drivers.c.id == concerned
+    if driver_id is not None:
+        whose = or_(whose, drivers.c.id == driver_id)
+    locked = await connection.scalars(
+        select(drivers.c.id)
+        .where(whose, drivers.c.turnaround_s.is_not(None))
+        .order_by(drivers.c.id)
         .with_for_update(key_share=True)
     )
-    row = locked.one_or_none()
-    if row is None:
-        raise UnknownBooking(f"There is no booking {booking_id}.", field="booking_id")
-    *columns, now = row
-    booking = booking_of(columns)
+    return locked.all()
+
+
+async def lock_booking(
+    connection: AsyncConnection,
+    booking_id: int,
+    version: int | None,
+    driver_id: int | None = None,
+) -> tuple[Booking, datetime]:
+    """The booking, whose row is ours until the transaction ends, and the present instant.
+
+    If it has a lead, so is its driver's before it, and that of `driver_id`, where there is
+    a turnaround. Raises `UnknownBooking`, `VersionMismatch`, or `Contended` if the booking was
+    given to another driver each time.
+    """
+    # Most have none, and cost one statement.
+    found = await _lock_row(connection, booking_id, bookings.c.lead.is_(None))
+    for _ in range(_TRIES_MAX):
+        if found is not None:
+            break
+        locked = await lock_drivers_of(connection, booking_id, driver_id)
+        found = await _lock_row(connection, booking_id)
+        if found is None:
+            raise UnknownBooking(f"There is no booking {booking_id}.", field="booking_id")
+        if found[0].lead is not None and found[0].driver_id not in locked:
+            found = None
+    if found is None:
+        raise Contended
+    booking, now = found
     if version is not None and booking.version != version:
         raise VersionMismatch(
             f"Booking {booking_id} is at version {booking.version}, not {version}; read it again.",
             field="If-Match",
         )
     return booking, now
+
+
+async def _lock_row(
+    connection: AsyncConnection, booking_id: int, *such: ColumnElement[bool]
+) -> tuple[Booking, datetime] | None:
+    locked = await connection.execute(
+        # Not now(), which is when the transaction began: a trip must not seem to end before
+        # the step that this one waited for.
+        select(*BOOKING_COLUMNS, func.clock_timestamp())
+        .where(bookings.c.id == booking_id, *such)
+        .with_for_update(key_share=True)
+    )
+    row = locked.one_or_none()
+    if row is None:
+        return None
+    *columns, now = row
+    return booking_of(columns), now
 
 
 def _step(
@@ -490,18 +674,31 @@ def _step(
     return values
 
 
-async def add_driver(connection: AsyncConnection, name: str, fleet: str, zone: str) -> Driver:
-    """Add a driver. Raises `InvalidInput` for an empty name or fleet, or an unknown zone."""
+async def add_driver(
+    connection: AsyncConnection,
+    name: str,
+    fleet: str,
+    zone: str,
+    turnaround_s: int | None = None,
+) -> Driver:
+    """Add a driver.
+
+    Raises `InvalidInput` for an empty name or fleet, an unknown zone, or a turnaround out
+    of bounds.
+    """
     added = await connection.execute(
         insert(drivers)
         .values(
             name=_not_empty(name, "name"),
             fleet=_not_empty(fleet, "fleet"),
             zone=check_zone(zone),
+            turnaround_s=check_turnaround(turnaround_s),
         )
         .returning(*DRIVER_COLUMNS)
     )
-    return driver_of(added.one())
+    driver = driver_of(added.one())
+    give_back(connection, GivenBack(driver.id, _ALWAYS))
+    return driver
 
 
 async def change_driver(
@@ -516,6 +713,7 @@ async def change_driver(
         values["name"] = _not_empty(name, "name")
     if zone is not None:
         values["zone"] = check_zone(zone)
+        await terms.change_zone(connection, driver_id, zone)
     if not values:
         return await reads.driver(connection, driver_id)
     changed = await connection.execute(

@@ -9,7 +9,7 @@ as it would judge a rider's.
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -23,6 +23,9 @@ from booking.errors import (
     DriverRetired,
     EmptyWindow,
     IllegalTransition,
+    NoTimeToTravel,
+    NoTurnaround,
+    OffShift,
 )
 from booking.overrun import (
     AlreadyPast,
@@ -35,22 +38,26 @@ from booking.overrun import (
     clock_passed,
 )
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger, lock_booking, update_booking
+from booking.postgres.ledger import PostgresLedger, lock_booking
 from booking.postgres.tables import (
     BOOKING_COLUMNS,
     active,
+    begins,
     booking_of,
     bookings,
     drivers,
     lapsed,
     predicted_ends,
-    starts,
 )
+from booking.postgres.terms import works_in
+from booking.postgres.writes import update_booking
 from booking.time_window import TimeWindow, utc
 
 CHAIN_MAX = 200
 """How many of the driver's next bookings a late trip may reach."""
 _TRIES_MAX = 3
+_UNSUITABLE_MAX = 20
+_NOTHING = timedelta(0)
 
 
 class Moved(NamedTuple):
@@ -119,15 +126,20 @@ async def report_end_in(
     end = utc(predicted_end, "predicted_end")
     if end < now:
         raise AlreadyPast(field="predicted_end")
-    for _ in range(_TRIES_MAX - 1):
+    unsuitable: set[int] = set()
+    tries = 0
+    while tries < _TRIES_MAX - 1:
         try:
             async with connection.begin_nested():
-                return await _carry_out(ledger, connection, trip, end, now, policy)
+                return await _carry_out(ledger, connection, trip, end, now, policy, unsuitable)
+        except _Unsuitable as found:
+            unsuitable.add(found.driver_id)
+            tries += len(unsuitable) > _UNSUITABLE_MAX
         except (BookingConflict, DriverRetired, NotAChain, _Changed):
-            continue  # somebody booked, moved or cancelled between the look and the move
+            tries += 1  # somebody booked, moved or cancelled between the look and the move
     try:
-        return await _carry_out(ledger, connection, trip, end, now, policy)
-    except (NotAChain, _Changed):
+        return await _carry_out(ledger, connection, trip, end, now, policy, unsuitable)
+    except (NotAChain, _Changed, _Unsuitable):
         raise Contended from None
 
 
@@ -153,6 +165,7 @@ async def _carry_out(
     end: datetime,
     now: datetime,
     policy: Policy,
+    unsuitable: Collection[int],
 ) -> Overrun:
     following = await _following(connection, trip)
     # What is under way itself is not moved, and so in the way of the late trip.
@@ -161,7 +174,7 @@ async def _carry_out(
     fleet = (await reads.driver(connection, trip.driver_id)).fleet
 
     async def find(window: TimeWindow, other_than: Collection[int]) -> int | None:
-        return await _somebody_free(connection, fleet, window, other_than)
+        return await _somebody_free(connection, fleet, window, {*other_than, *unsuitable})
 
     steps = await _plan(policy, chain, end, now, find)
     seen = {each.id: each for each in waiting}
@@ -169,13 +182,13 @@ async def _carry_out(
     moved = [
         await _move(ledger, connection, seen[step.booking_id], step) for step in reversed(steps)
     ]
-    request = BookingRequest(trip.rider_id, _window(trip, end), trip.driver_id)
-    return Overrun(await ledger.record(connection, request, trip), tuple(reversed(moved)))
+    request = BookingRequest(trip.rider_id, _window(trip, end), trip.driver_id, terms_met=True)
+    return Overrun(await ledger.move(connection, request, trip), tuple(reversed(moved)))
 
 
 def _window(trip: Booking, end: datetime) -> TimeWindow:
     # One that began before its time may end before it, too.
-    begin = trip.start if trip.start < end else trip.began
+    begin = trip.window.start if trip.start < end else trip.began
     if end <= begin:
         raise EmptyWindow(field="predicted_end")
     return TimeWindow(begin, end)
@@ -189,12 +202,20 @@ async def _following(connection: AsyncConnection, trip: Booking) -> list[Booking
             bookings.c.driver_id == trip.driver_id,
             active,
             not_(lapsed),
-            starts >= trip.predicted_end,
+            begins >= trip.predicted_end,
         )
-        .order_by(starts)
+        .order_by(begins)
         .limit(CHAIN_MAX)
     )
     return [booking_of(row) for row in rows]
+
+
+class _Unsuitable(Exception):  # no error: somebody else may suit
+    """A driver who is free has terms that the booking does not meet."""
+
+    def __init__(self, driver_id: int) -> None:
+        super().__init__()
+        self.driver_id = driver_id
 
 
 class _Changed(Exception):  # no error: the plan is out of date
@@ -214,11 +235,13 @@ async def _lock_as_seen(connection: AsyncConnection, seen: Sequence[Booking]) ->
 
 
 def _upcoming(booking: Booking) -> Upcoming:
+    """What it blocks: the driver has to set out in time for the pick-up."""
+    promised = booking.promised_start
     return Upcoming(
         booking.id,
-        booking.start,
+        booking.window.start,
         booking.predicted_end,
-        promised_start=booking.promised_start,
+        promised_start=promised and promised - (booking.lead or _NOTHING),
     )
 
 
@@ -262,6 +285,7 @@ async def _somebody_free(
             drivers.c.fleet == fleet,
             drivers.c.retired_at.is_(None),
             drivers.c.id.not_in(other_than),
+            works_in(window),
             reads.is_free(window),
         )
         .order_by(drivers.c.id)
@@ -270,11 +294,29 @@ async def _somebody_free(
     return found
 
 
+async def _moved_to(
+    ledger: PostgresLedger, connection: AsyncConnection, booking: Booking, step: Step
+) -> Booking:
+    """The booking at its new time. Raises `_Unsuitable` if the driver it was to go to has terms."""
+    if step.driver_id == booking.driver_id:
+        # It moves with what it blocks. Lateness asks no leave of working hours.
+        request = BookingRequest(booking.rider_id, step.window, step.driver_id, terms_met=True)
+        return await ledger.move(connection, request, booking)
+    begin = step.window.start + (booking.lead or _NOTHING)
+    trip = booking.trip.moved_to(begin)
+    request = BookingRequest(
+        booking.rider_id, trip, step.driver_id, pickup=booking.pickup, dropoff=booking.dropoff
+    )
+    try:
+        return await ledger.move(connection, request, booking, wait=False)
+    except (NoTimeToTravel, NoTurnaround, OffShift) as error:
+        raise _Unsuitable(step.driver_id) from error
+
+
 async def _move(
     ledger: PostgresLedger, connection: AsyncConnection, booking: Booking, step: Step
 ) -> Moved:
-    request = BookingRequest(booking.rider_id, step.window, step.driver_id)
-    moved = await ledger.record(connection, request, booking)
+    moved = await _moved_to(ledger, connection, booking, step)
     promised = booking.promised_start or booking.start
     values: dict[str, object] = {"promised_start": promised if step.late_s > 0 else None}
     return Moved(await update_booking(connection, moved, values), step.remedy, step.late_s)

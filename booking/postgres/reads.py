@@ -5,7 +5,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import DateTime, Interval, and_, literal, literal_column, not_, select, text, tuple_
+from sqlalchemy import (
+    DateTime,
+    Interval,
+    and_,
+    func,
+    literal,
+    literal_column,
+    not_,
+    select,
+    text,
+    tuple_,
+)
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
@@ -19,15 +30,16 @@ from booking.postgres.tables import (
     DRIVER_COLUMNS,
     RIDER_COLUMNS,
     active,
+    begins,
     booking_of,
     bookings,
     driver_of,
     drivers,
+    former_drivers,
     lapsed,
     predicted_ends,
     rider_of,
     riders,
-    starts,
     to_come,
 )
 from booking.time_window import TimeWindow, utc
@@ -35,6 +47,10 @@ from booking.time_window import TimeWindow, utc
 _CALENDAR_MAX = 1_000
 _SWEPT_MAX = 1_000
 """Holds that one sweep lets expire, at most; the next comes soon."""
+
+
+class HasTerms(Exception):  # no error: the ledger has to judge them first
+    """The driver has terms, and nobody has looked whether the request meets them."""
 
 
 def overlaps(window: TimeWindow) -> ColumnElement[bool]:
@@ -70,9 +86,9 @@ async def standing_in(
 ) -> tuple[list[Held], list[int]]:
     """What `conflicts_of` says, and the holds in that time that have lapsed, by number."""
     statement = (
-        select(bookings.c.id, starts, predicted_ends, lapsed.label("lapsed"))
+        select(bookings.c.id, begins, predicted_ends, lapsed.label("lapsed"))
         .where(bookings.c.driver_id == driver_id, active, overlaps(window))
-        .order_by(starts)
+        .order_by(begins)
     )
     if besides is not None:
         statement = statement.where(bookings.c.id != besides.id)
@@ -134,11 +150,12 @@ async def named_driver(
     for. `alone=True` holds it `FOR NO KEY UPDATE`, which one transaction can do
     at a time.
 
-    Raises `UnknownDriver`, `DriverRetired` or `UnknownRider`.
+    Raises `UnknownDriver`, `DriverRetired` or `UnknownRider`; and `HasTerms` if the driver's
+    terms are still to be judged.
     """
     row = (
         await connection.execute(
-            select(drivers.c.retired_at)
+            select(drivers.c.retired_at, drivers.c.has_terms)
             .where(drivers.c.id == request.driver_id)
             .with_for_update(read=not alone, key_share=True)
         )
@@ -148,6 +165,8 @@ async def named_driver(
     if row.retired_at is not None:
         raise DriverRetired(f"Driver {request.driver_id} has retired.", field="driver_id")
     await rider(connection, request.rider_id)
+    if row.has_terms and not request.terms_met:
+        raise HasTerms
     return cast("int", request.driver_id)
 
 
@@ -200,7 +219,7 @@ async def list_bookings(
     limit: int,
 ) -> list[Booking]:
     """Up to `limit` bookings in order of start and id, from just behind `after`."""
-    statement = select(*BOOKING_COLUMNS).order_by(starts, bookings.c.id).limit(limit)
+    statement = select(*BOOKING_COLUMNS).order_by(begins, bookings.c.id).limit(limit)
     if wanted.driver_id is not None:
         statement = statement.where(bookings.c.driver_id == wanted.driver_id)
     if wanted.rider_id is not None:
@@ -211,9 +230,9 @@ async def list_bookings(
         # The second bound follows from the first, and lets the index skip the past.
         # PostgreSQL subtracts, as its calendar goes further back than Python's.
         longest_before = literal(wanted.start, DateTime(timezone=True)) - literal(LONGEST, Interval)
-        statement = statement.where(predicted_ends > wanted.start, starts > longest_before)
+        statement = statement.where(predicted_ends > wanted.start, begins > longest_before)
     if wanted.end is not None:
-        statement = statement.where(starts < wanted.end)
+        statement = statement.where(begins < wanted.end)
     if wanted.fleet is not None:
         of_fleet = select(drivers.c.id).where(drivers.c.fleet == wanted.fleet)
         statement = statement.where(bookings.c.driver_id.in_(of_fleet))
@@ -221,7 +240,7 @@ async def list_bookings(
         at_risk = and_(bookings.c.promised_start.is_not(None), to_come, not_(lapsed))
         statement = statement.where(at_risk if wanted.at_risk else not_(at_risk))
     if after is not None:
-        statement = statement.where(tuple_(starts, bookings.c.id) > after)
+        statement = statement.where(tuple_(begins, bookings.c.id) > after)
     return [booking_of(row) for row in await connection.execute(statement)]
 
 
@@ -230,7 +249,7 @@ async def agenda(
 ) -> Sequence[Booking]:
     """The driver's active bookings in `window`, in order of start."""
     rows = await connection.execute(
-        select(*BOOKING_COLUMNS).where(holds(driver_id, window)).order_by(starts)
+        select(*BOOKING_COLUMNS).where(holds(driver_id, window)).order_by(begins)
     )
     return [booking_of(row) for row in rows]
 
@@ -246,7 +265,7 @@ async def schedule(
         select(*DRIVER_COLUMNS, *BOOKING_COLUMNS)
         .join_from(drivers, bookings, holds(drivers.c.id, window), isouter=True)
         .where(drivers.c.fleet == fleet, drivers.c.retired_at.is_(None))
-        .order_by(drivers.c.id, starts)
+        .order_by(drivers.c.id, begins)
     )
     width = len(DRIVER_COLUMNS)
     found: dict[int, tuple[Driver, list[Booking]]] = {}
@@ -262,19 +281,26 @@ async def calendar(
 ) -> list[tuple[Booking, str]]:
     """Bookings of a driver, or of a rider, that end after `since`, with the other's name.
 
-    In every state, the latest of them if there are more than a calendar should hold.
+    In every state, also those that the driver has given away; the latest of them if there
+    are more than a calendar should hold.
     """
     other = riders.c.name if rider_id is None else drivers.c.name
-    mine = (
-        bookings.c.rider_id == rider_id if driver_id is None else bookings.c.driver_id == driver_id
-    )
     longest_before = literal(since, DateTime(timezone=True)) - literal(LONGEST, Interval)
+    if driver_id is None:
+        mine = bookings.c.rider_id == rider_id
+    else:
+        has = bookings.alias("has")
+        begin = func.lower(has.c.during, type_=DateTime(timezone=True))
+        own = select(has.c.id).where(has.c.driver_id == driver_id, begin > longest_before)
+        had = select(former_drivers.c.booking_id).where(former_drivers.c.driver_id == driver_id)
+        # By number, and not with OR: for that, no index would be of use.
+        mine = bookings.c.id.in_(own.union_all(had))
     rows = await connection.execute(
         select(other, *BOOKING_COLUMNS)
         .join_from(bookings, drivers, drivers.c.id == bookings.c.driver_id)
         .join(riders, riders.c.id == bookings.c.rider_id)
-        .where(mine, predicted_ends > since, starts > longest_before)
-        .order_by(starts.desc())
+        .where(mine, predicted_ends > since, begins > longest_before)
+        .order_by(begins.desc())
         .limit(_CALENDAR_MAX)
     )
     return [(booking_of(of_booking), name) for name, *of_booking in reversed(rows.all())]

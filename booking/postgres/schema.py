@@ -176,6 +176,21 @@ def head() -> str:
     return ScriptDirectory.from_config(_config()).get_current_head() or ""
 
 
+async def revision(connection: AsyncConnection) -> str | None:
+    """The revision that the database is at; None if it was never migrated."""
+    if await connection.scalar(text("SELECT to_regclass('alembic_version') IS NULL")):
+        return None
+    found: str | None = await connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return found
+
+
+def is_known(number: str) -> bool:
+    """Whether this code has a migration of that number."""
+    return number in {
+        each.revision for each in ScriptDirectory.from_config(_config()).walk_revisions()
+    }
+
+
 def _config() -> Config:
     config = Config()
     folder = str(Path(migrations.__file__).parent)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from sqlalchemy import BigInteger, ScalarSelect, Select, cast, func, literal_column, select
+from sqlalchemy import BigInteger, ScalarSelect, Select, and_, cast, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -20,6 +20,7 @@ from booking.errors import BookingConflict, DriverRetired
 from booking.postgres import reads
 from booking.postgres.ledger import Record
 from booking.postgres.tables import drivers
+from booking.postgres.terms import works_in
 
 OFFERS = 8
 """How many drivers one look lists at most."""
@@ -67,6 +68,11 @@ def working(fleet: str) -> ColumnElement[bool]:
     return drivers.c.retired_at.is_(None) & (drivers.c.fleet == fleet)
 
 
+def can_come(request: BookingRequest) -> ColumnElement[bool]:
+    """Whether such a driver works in the fleet and the window, and has nothing in it."""
+    return and_(working(request.fleet), works_in(request.window), reads.is_free(request.window))
+
+
 def somewhere(fleet: str) -> ScalarSelect[int]:
     """A random number between the first and the last id of the fleet's working drivers."""
     first, last = func.min(drivers.c.id), func.max(drivers.c.id)
@@ -77,7 +83,7 @@ def somewhere(fleet: str) -> ScalarSelect[int]:
 
 def free_by_bookings(request: BookingRequest, driver_id: int | None = None) -> Select[int]:
     """Up to `OFFERS` drivers of the fleet with nothing in the window; only that one, if named."""
-    statement = select(drivers.c.id).where(working(request.fleet), reads.is_free(request.window))
+    statement = select(drivers.c.id).where(can_come(request))
     if driver_id is not None:
         return statement.where(drivers.c.id == driver_id)
     # Written out, not bound: a plan kept for any value must guess how few rows are wanted.

@@ -21,8 +21,9 @@ from booking.errors import (
     UnknownSeries,
 )
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger, update_booking
+from booking.postgres.ledger import PostgresLedger
 from booking.postgres.tables import BOOKING_COLUMNS, booking_of, booking_series, bookings
+from booking.postgres.writes import update_booking
 from booking.recurrence import Occurrence, Recurrence
 
 

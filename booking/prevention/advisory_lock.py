@@ -42,8 +42,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking.bookings import Booking, BookingRequest
 from booking.errors import BookingConflict
 from booking.ledgers import Claim
-from booking.postgres.ledger import PostgresLedger, write_booking
+from booking.postgres.ledger import PostgresLedger
 from booking.postgres.tables import INDEX_INSTEAD
+from booking.postgres.writes import write_booking
 
 _SALT = 0x7461_7869
 _LOCK = select(

@@ -34,8 +34,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking.bookings import Booking, BookingRequest
 from booking.errors import BookingConflict
 from booking.ledgers import Claim
-from booking.postgres.ledger import PostgresLedger, write_booking
+from booking.postgres.ledger import PostgresLedger
 from booking.postgres.tables import INDEX_INSTEAD
+from booking.postgres.writes import write_booking
 
 
 class CheckThenInsert(PostgresLedger):

@@ -43,7 +43,7 @@ overlaps nothing; a CHECK keeps it out).
 
 from typing import Any, override
 
-from sqlalchemy import BigInteger, Text, literal, select
+from sqlalchemy import BigInteger, Boolean, Text, literal, select
 from sqlalchemy.dialects.postgresql import TSTZRANGE, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningInsert
@@ -59,6 +59,7 @@ from booking.postgres.tables import (
     bookings,
     drivers,
     riders,
+    takes_bookings,
 )
 from booking.prevention.plain_insert import write_unless_refused
 
@@ -102,7 +103,8 @@ def _insert(request: BookingRequest) -> ReturningInsert[Any]:
         )
         .join_from(drivers, riders, riders.c.id == literal(request.rider_id, BigInteger))
         .where(
-            drivers.c.id == literal(request.driver_id, BigInteger), drivers.c.retired_at.is_(None)
+            drivers.c.id == literal(request.driver_id, BigInteger),
+            takes_bookings(literal(request.terms_met, Boolean)),
         )
         .with_for_update(read=True, key_share=True, of=drivers)
     )

@@ -48,6 +48,8 @@ ask safely again is an idempotency key.
 """
 
 import asyncio
+import json
+from contextvars import Context, copy_context
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple, override
@@ -60,7 +62,9 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    cast,
     column,
+    false,
     func,
     literal,
     literal_column,
@@ -68,7 +72,7 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, TSTZRANGE, insert
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSTZRANGE, insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -84,18 +88,21 @@ from booking.errors import (
     UnknownRider,
 )
 from booking.ledgers import Claim
+from booking.postgres.attribution import Attribution, attributed_to, changed_by, present
 from booking.postgres.database import LANES, Database
+from booking.postgres.gates import Pace
 from booking.postgres.ledger import Allocator
 from booking.postgres.tables import (
     BOOKING_COLUMNS,
     active,
+    begins,
     booking_of,
     bookings,
     drivers,
     lapsed,
     predicted_ends,
     riders,
-    starts,
+    takes_bookings,
 )
 from booking.prevention.exclusion_upsert import ExclusionUpsert
 from booking.time_window import TimeWindow
@@ -117,12 +124,14 @@ _GIVEN = (
         bindparam("rider_ids", type_=ARRAY(BigInteger)),
         bindparam("starts", type_=ARRAY(_INSTANT)),
         bindparam("ends", type_=ARRAY(_INSTANT)),
+        bindparam("changed_by", type_=ARRAY(Text)),
     )
     .table_valued(
         column("driver_id", BigInteger),
         column("rider_id", BigInteger),
         column("start", _INSTANT),
         column("end", _INSTANT),
+        column("changed_by", Text),
         with_ordinality="place",
         name="given",
     )
@@ -148,13 +157,17 @@ _ALONE = select(func.pg_advisory_xact_lock(_number_of(bindparam("driver_id", typ
 _RECORDED = (
     insert(bookings)
     .from_select(
-        ["driver_id", "rider_id", "state", "during"],
+        ["driver_id", "rider_id", "state", "during", "changed_by"],
         select(
-            drivers.c.id, riders.c.id, literal(BookingState.CONFIRMED.value, Text), _ASKED.c.during
+            drivers.c.id,
+            riders.c.id,
+            literal(BookingState.CONFIRMED.value, Text),
+            _ASKED.c.during,
+            cast(_ASKED.c.changed_by, JSONB),
         )
         .join_from(_ASKED, drivers, drivers.c.id == _ASKED.c.driver_id)
         .join(riders, riders.c.id == _ASKED.c.rider_id)
-        .where(drivers.c.retired_at.is_(None), _SHARED.is_not(None))
+        .where(takes_bookings(false()), _SHARED.is_not(None))
         .order_by(_ASKED.c.place)
         # The lock that the foreign key takes anyway, early enough to keep a driver from retiring.
         .with_for_update(read=True, key_share=True, of=drivers),
@@ -172,9 +185,13 @@ _overlapping = and_(
 )
 # What stood in the way before this statement began: it sees nothing that is younger.
 _IN_THE_WAY = (
-    select(bookings.c.id, starts.label("start"), predicted_ends.label("end"))
+    select(bookings.c.id, begins.label("start"), predicted_ends.label("end"))
     # A rider who does not exist is told that first.
-    .select_from(bookings.join(riders, riders.c.id == _ASKED.c.rider_id))
+    .select_from(
+        bookings.join(riders, riders.c.id == _ASKED.c.rider_id)
+        # Nor is anybody told so who books on terms: what is blocked there depends on the trip.
+        .join(drivers, and_(drivers.c.id == _ASKED.c.driver_id, ~drivers.c.has_terms))
+    )
     .where(_RECORDED.c.id.is_(None), _overlapping)
     .limit(literal_column("100"))  # so that it is not looked for where it is not wanted
     .correlate(_ASKED, _RECORDED)
@@ -197,16 +214,17 @@ _WHY: Select[Any] = (
     select(
         _ASKED.c.place,
         bookings.c.id,
-        starts,
+        begins,
         predicted_ends,
         drivers.c.id,
         drivers.c.retired_at,
+        drivers.c.has_terms,
         riders.c.id,
     )
     .join_from(_ASKED, drivers, drivers.c.id == _ASKED.c.driver_id, isouter=True)
     .join(riders, riders.c.id == _ASKED.c.rider_id, isouter=True)
     .join(bookings, _overlapping, isouter=True)
-    .order_by(_ASKED.c.place, starts)
+    .order_by(_ASKED.c.place, begins)
 )
 
 
@@ -217,6 +235,13 @@ class _Asked(NamedTuple):
     answer: asyncio.Future[Booking]
     since: float
     """The event loop's time when it joined those who wait."""
+    origin: Context
+    """On whose behalf: who asks, and whoever traces a request finds its write by this."""
+
+    @property
+    def who(self) -> Attribution:
+        """Who asks: the write is somebody else's task."""
+        return self.origin.run(present)
 
 
 class GroupedCommit(ExclusionUpsert):
@@ -229,6 +254,7 @@ class GroupedCommit(ExclusionUpsert):
         self._waiting: list[_Asked] = []
         self._writes: set[asyncio.Task[None]] = set()
         self._next_look: asyncio.TimerHandle | None = None
+        self._pace = Pace()
 
     @property
     @override
@@ -237,14 +263,14 @@ class GroupedCommit(ExclusionUpsert):
 
     @override
     async def book(self, request: BookingRequest) -> Booking:
-        if request.driver_id is None or request.hold_s is not None:
+        if not _plain(request):
             return await super().book(request)
-        if len(self._waiting) >= self.database.waiting_max:
+        if not self._worth_waiting():
             raise LedgerBusy
         loop = asyncio.get_running_loop()
         if not self._waiting:
             loop.call_soon(self._begin)  # at the end of this turn, with all who come within it
-        asked = _Asked(request, loop.create_future(), loop.time())
+        asked = _Asked(request, loop.create_future(), loop.time(), copy_context())
         self._waiting.append(asked)
         if self._next_look is None:
             self._next_look = loop.call_later(self.database.wait_s_max, self._turn_away)
@@ -258,6 +284,15 @@ class GroupedCommit(ExclusionUpsert):
             await connection.execute(_ALONE, {"driver_id": request.driver_id})
         return await super().record(connection, request, moving)
 
+    def _worth_waiting(self) -> bool:
+        """Whether there is room for one more, and its turn will come in time."""
+        if len(self._waiting) >= self.database.waiting_max:
+            return False
+        if len(self._writes) < WRITES_MAX:
+            return True
+        rounds = len(self._waiting) // (GROUP_MAX * WRITES_MAX) + 1
+        return rounds * self._pace.of_a_turn_s() <= self.database.wait_s_max
+
     def _begin(self) -> None:
         while self._waiting and len(self._writes) < WRITES_MAX:
             next_ones, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
@@ -266,7 +301,8 @@ class GroupedCommit(ExclusionUpsert):
                 continue
             # In one order everywhere: writes that meet then never wait for each other in a ring.
             group.sort(key=_driver_and_start)
-            write = asyncio.create_task(self._write(group))
+            # In a context of its own, or it would pass for a part of whoever happened to begin it.
+            write = asyncio.create_task(self._write(group), context=Context())
             self._writes.add(write)
             write.add_done_callback(self._done)
 
@@ -285,6 +321,14 @@ class GroupedCommit(ExclusionUpsert):
         self._begin()
 
     async def _write(self, group: list[_Asked]) -> None:
+        began_s = self._pace.begin()
+        try:
+            with self.database.observer.grouped([asked.origin for asked in group]):
+                await self._write_and_answer(group)
+        finally:
+            self._pace.end(began_s)
+
+    async def _write_and_answer(self, group: list[_Asked]) -> None:
         try:
             unclear = await self._record_all(group)
             if unclear:
@@ -339,6 +383,7 @@ class GroupedCommit(ExclusionUpsert):
             "rider_ids": [request.rider_id for request in requests],
             "starts": [request.window.start for request in requests],
             "ends": [request.window.end for request in requests],
+            "changed_by": [json.dumps(changed_by(asked.who)) for asked in group],
         }
 
         rows = await self.database.run_alone(statement, parameters, read_only=statement is _WHY)
@@ -350,7 +395,8 @@ class GroupedCommit(ExclusionUpsert):
             if asked.answer.done():
                 continue
             try:
-                _answer(asked, await super().book(asked.request))
+                with attributed_to(asked.who):
+                    _answer(asked, await super().book(asked.request))
             except Exception as error:  # noqa: BLE001  # whatever it is, it is the caller's
                 _refuse(asked, error)
 
@@ -365,20 +411,31 @@ def _refuse(asked: _Asked, error: BaseException) -> None:
         asked.answer.set_exception(error)
 
 
+def _plain(request: BookingRequest) -> bool:
+    """Whether it asks for no more than time of a driver."""
+    return (
+        request.driver_id is not None
+        and request.hold_s is None
+        and request.pickup is None
+        and request.dropoff is None
+    )
+
+
 def _driver_and_start(asked: _Asked) -> tuple[Any, Any]:
     return asked.request.driver_id, asked.request.window.start
 
 
 def _reason(request: BookingRequest, rows: list[Any]) -> TaxiError | None:
     """Why a request was refused, as far as can be seen now; None if nothing is in the way."""
-    *_, driver_id, retired_at, rider_id = rows[0]
+    *_, driver_id, retired_at, has_terms, rider_id = rows[0]
     if driver_id is None:
         return UnknownDriver(f"There is no driver {request.driver_id}.", field="driver_id")
     if retired_at is not None:
         return DriverRetired(f"Driver {request.driver_id} has retired.", field="driver_id")
     if rider_id is None:
         return UnknownRider(f"There is no rider {request.rider_id}.", field="rider_id")
-    return None if rows[0][1] is None else _conflict(rows)
+    # On terms the booking is tried alone: they are judged there.
+    return None if has_terms or rows[0][1] is None else _conflict(rows)
 
 
 def _conflict(rows: list[Any]) -> BookingConflict:

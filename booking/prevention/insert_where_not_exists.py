@@ -36,6 +36,7 @@ from typing import Any, ClassVar, NamedTuple, override
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     ColumnElement,
     and_,
     bindparam,
@@ -61,12 +62,14 @@ from booking.postgres.tables import (
     bookings,
     drivers,
     riders,
+    takes_bookings,
 )
 
 _DRIVER = bindparam("the_driver", type_=BigInteger)
 _RIDER = bindparam("the_rider", type_=BigInteger)
 _WINDOW = bindparam("the_window", type_=TSTZRANGE)
 _MOVING = bindparam("the_booking", type_=BigInteger)
+_TERMS_MET = bindparam("terms_met", type_=Boolean)
 
 _IN_THE_WAY: ColumnElement[bool] = and_(
     bookings.c.driver_id == _DRIVER, active, bookings.c.during.overlaps(_WINDOW)
@@ -84,7 +87,7 @@ def statements(*, alone: bool) -> Statements:
     """The two statements; `alone` has the driver's row as one transaction can at a time."""
     driver = (
         select(drivers.c.id)
-        .where(drivers.c.id == _DRIVER, drivers.c.retired_at.is_(None))
+        .where(drivers.c.id == _DRIVER, takes_bookings(_TERMS_MET))
         .with_for_update(read=not alone, key_share=True)
         .cte("driver")
     )
@@ -133,6 +136,7 @@ class InsertWhereNotExists(PostgresLedger):
         parameters = {
             _DRIVER.key: request.driver_id,
             _WINDOW.key: reads.range_of(request.window),
+            _TERMS_MET.key: request.terms_met,
         }
         if moving is None:
             parameters[_RIDER.key] = request.rider_id

@@ -52,8 +52,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking.bookings import Booking, BookingRequest
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger, write_booking, write_or_refuse
+from booking.postgres.ledger import PostgresLedger, write_or_refuse
 from booking.postgres.tables import WITHOUT_CONSTRAINT, active
+from booking.postgres.writes import write_booking
 from booking.time_window import TimeWindow
 
 _A_DAY = timedelta(days=1)

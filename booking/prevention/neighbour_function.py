@@ -44,13 +44,14 @@ this file needs that command before it needs a restart.
 from datetime import timedelta
 from typing import override
 
-from sqlalchemy import BigInteger, bindparam, func, select, text
-from sqlalchemy.dialects.postgresql import TSTZRANGE
+from sqlalchemy import BigInteger, Boolean, bindparam, func, select, text
+from sqlalchemy.dialects.postgresql import JSONB, TSTZRANGE
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import LONGEST, Booking, BookingRequest, BookingState
 from booking.ledgers import Claim
 from booking.postgres import reads
+from booking.postgres.attribution import changed_by
 from booking.postgres.ledger import PostgresLedger, write_or_refuse
 from booking.postgres.tables import BOOKING_COLUMNS, WITHOUT_CONSTRAINT, active, booking_of
 
@@ -63,6 +64,8 @@ _BOOK = select(*BOOKING_COLUMNS).add_cte(
             bindparam("rider_id", type_=BigInteger),
             bindparam("during", type_=TSTZRANGE),
             bindparam("moving", type_=BigInteger),
+            bindparam("terms_met", type_=Boolean),
+            bindparam("changed_by", type_=JSONB),
         )
     )
     .cte("bookings")
@@ -79,14 +82,16 @@ class NeighbourFunction(PostgresLedger):
         # The bound on how far the look goes back spares it the cancelled bookings of years.
         f"""
         CREATE OR REPLACE FUNCTION book_beside_neighbour(
-            driver bigint, rider bigint, wanted tstzrange, moving bigint
+            driver bigint, rider bigint, wanted tstzrange, moving bigint, terms_met boolean,
+            who jsonb
         ) RETURNS SETOF bookings LANGUAGE plpgsql VOLATILE AS $$
         DECLARE
             ends timestamptz;
         BEGIN
             PERFORM pg_advisory_xact_lock(hashtextextended('driver', driver));
             PERFORM FROM drivers JOIN riders ON riders.id = rider
-            WHERE drivers.id = driver AND retired_at IS NULL FOR KEY SHARE OF drivers;
+            WHERE drivers.id = driver AND retired_at IS NULL AND (terms_met OR NOT has_terms)
+            FOR KEY SHARE OF drivers;
             IF NOT FOUND THEN
                 RETURN;
             END IF;
@@ -99,10 +104,12 @@ class NeighbourFunction(PostgresLedger):
                 RETURN;
             END IF;
             IF moving IS NULL THEN
-                RETURN QUERY INSERT INTO bookings (driver_id, rider_id, state, during)
-                VALUES (driver, rider, '{BookingState.CONFIRMED}', wanted) RETURNING *;
+                RETURN QUERY INSERT INTO bookings
+                    (driver_id, rider_id, state, during, changed_by)
+                VALUES (driver, rider, '{BookingState.CONFIRMED}', wanted, who) RETURNING *;
             ELSE
-                RETURN QUERY UPDATE bookings SET during = wanted, driver_id = driver
+                RETURN QUERY UPDATE bookings
+                    SET during = wanted, driver_id = driver, changed_by = who
                 WHERE id = moving RETURNING *;
             END IF;
         END $$
@@ -128,6 +135,8 @@ async def _book(
         "rider_id": request.rider_id,
         "during": reads.range_of(request.window),
         "moving": None if moving is None else moving.id,
+        "terms_met": request.terms_met,
+        "changed_by": changed_by(),
     }
     row = (await connection.execute(_BOOK, asked)).one_or_none()
     return None if row is None else booking_of(row)

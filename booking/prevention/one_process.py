@@ -53,14 +53,15 @@ from booking.errors import BookingConflict, Contended
 from booking.ledgers import Claim
 from booking.postgres import reads
 from booking.postgres.database import Database
-from booking.postgres.ledger import Allocator, PostgresLedger, write_booking
+from booking.postgres.ledger import Allocator, PostgresLedger
 from booking.postgres.tables import (
     INDEX_INSTEAD,
     active,
+    begins,
     bookings,
     predicted_ends,
-    starts,
 )
+from booking.postgres.writes import write_booking
 from booking.time_window import TimeWindow
 
 _WAIT_S_MAX = 5.0
@@ -159,9 +160,9 @@ class OneProcess(PostgresLedger):
 async def _read(connection: AsyncConnection, driver_id: int) -> BisectNeighbours:
     calendar = BisectNeighbours()
     rows = await connection.execute(
-        select(bookings.c.id, starts, predicted_ends)
+        select(bookings.c.id, begins, predicted_ends)
         .where(bookings.c.driver_id == driver_id, active)
-        .order_by(starts)
+        .order_by(begins)
     )
     for booking_id, start, end in rows:
         # Of a double booking, which another process must have had a hand in, the first counts.

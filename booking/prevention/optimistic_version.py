@@ -54,8 +54,9 @@ from booking.bookings import Booking, BookingRequest
 from booking.errors import BookingConflict, Contended
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger, write_booking
+from booking.postgres.ledger import PostgresLedger
 from booking.postgres.tables import INDEX_INSTEAD, drivers
+from booking.postgres.writes import write_booking
 
 TRIES_MAX = 5
 

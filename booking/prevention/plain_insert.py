@@ -44,7 +44,8 @@ from booking.bookings import Booking, BookingRequest
 from booking.ledgers import Claim
 from booking.postgres import reads
 from booking.postgres.database import EXCLUSION_VIOLATION, sqlstate_of
-from booking.postgres.ledger import PostgresLedger, write_booking, write_or_refuse
+from booking.postgres.ledger import PostgresLedger, write_or_refuse
+from booking.postgres.writes import write_booking
 
 
 async def write_unless_refused(

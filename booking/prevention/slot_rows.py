@@ -52,15 +52,16 @@ from booking.bookings import Booking, BookingRequest
 from booking.calendars import Held
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger, write_booking, write_or_refuse
+from booking.postgres.ledger import PostgresLedger, write_or_refuse
 from booking.postgres.tables import (
     WITHOUT_CONSTRAINT,
     active,
+    begins,
     bookings,
     lapsed,
     predicted_ends,
-    starts,
 )
+from booking.postgres.writes import write_booking
 from booking.time_window import TimeWindow, microseconds
 
 SLOT_S = 300
@@ -121,19 +122,19 @@ class SlotRows(PostgresLedger):
     ) -> list[Held]:
         """The bookings that have any of the wanted slots, in order of start; not `moving`."""
         statement = (
-            select(bookings.c.id, starts, predicted_ends, lapsed)
+            select(bookings.c.id, begins, predicted_ends, lapsed)
             .join_from(booking_slots, bookings, bookings.c.id == booking_slots.c.booking_id)
             .where(
                 booking_slots.c.driver_id == driver_id,
                 booking_slots.c.slot.between(wanted[0], wanted[-1]),
             )
             .distinct()
-            .order_by(starts)
+            .order_by(begins)
         )
         if moving is not None:
             statement = statement.where(bookings.c.id != moving.id)
         rows = (await connection.execute(statement)).all()
-        return await self.unless_lapsed(connection, *reads.sorted_out(rows))
+        return await self.unless_lapsed(connection, *reads.sorted_out(rows), moving)
 
     @override
     async def release(self, connection: AsyncConnection, booking: Booking) -> None:

@@ -42,6 +42,7 @@ from typing import ClassVar, override
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     MetaData,
     Table,
@@ -53,13 +54,14 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects.postgresql import TSTZRANGE
+from sqlalchemy.dialects.postgresql import JSONB, TSTZRANGE
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import Booking, BookingRequest, BookingState
 from booking.ledgers import Claim
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger, write_booking, write_or_refuse
+from booking.postgres.attribution import changed_by
+from booking.postgres.ledger import PostgresLedger, write_or_refuse
 from booking.postgres.tables import (
     BOOKING_COLUMNS,
     WITHOUT_CONSTRAINT,
@@ -68,7 +70,9 @@ from booking.postgres.tables import (
     bookings,
     drivers,
     riders,
+    takes_bookings,
 )
+from booking.postgres.writes import write_booking
 
 held_time = Table(
     "held_time",
@@ -95,7 +99,8 @@ _HOLD = (
         select(drivers.c.id, bindparam("during", type_=TSTZRANGE))
         .join_from(drivers, riders, riders.c.id == bindparam("rider_id", type_=BigInteger))
         .where(
-            drivers.c.id == bindparam("driver_id", type_=BigInteger), drivers.c.retired_at.is_(None)
+            drivers.c.id == bindparam("driver_id", type_=BigInteger),
+            takes_bookings(bindparam("terms_met", type_=Boolean)),
         )
         .with_for_update(read=True, key_share=True, of=drivers),
     )
@@ -106,12 +111,14 @@ _HELD = _HOLD.cte("held")
 _HOLD_AND_BOOK = (
     insert(bookings)
     .from_select(
-        ["driver_id", "rider_id", "state", "during"],
+        ["driver_id", "rider_id", "state", "during", "changed_by"],
         select(
             _HELD.c.driver_id,
             bindparam("rider_id", type_=BigInteger),
             literal(BookingState.CONFIRMED.value, Text),
             _HELD.c.during,
+            # By hand: the library fills it in no statement that inserts twice.
+            bindparam("who", type_=JSONB),
         ),
     )
     .returning(*BOOKING_COLUMNS)
@@ -159,7 +166,8 @@ class WithoutOverlaps(PostgresLedger):
     ) -> Booking | None:
         """The booking and its window held; None if either could not be."""
         if moving is None:
-            row = (await connection.execute(_HOLD_AND_BOOK, _parameters(request))).one_or_none()
+            asked = _parameters(request) | {"who": changed_by()}
+            row = (await connection.execute(_HOLD_AND_BOOK, asked)).one_or_none()
             return None if row is None else booking_of(row)
         async with connection.begin_nested() as savepoint:
             await self.release(connection, moving)
@@ -183,4 +191,5 @@ def _parameters(request: BookingRequest) -> dict[str, object]:
         "driver_id": request.driver_id,
         "rider_id": request.rider_id,
         "during": reads.range_of(request.window),
+        "terms_met": request.terms_met,
     }

@@ -9,8 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking.bookings import Booking, BookingRequest
 from booking.ledgers import Claim
-from booking.postgres.ledger import PostgresLedger, write_booking
+from booking.postgres.ledger import PostgresLedger
 from booking.postgres.tables import WITHOUT_CONSTRAINT
+from booking.postgres.writes import write_booking
 
 
 class UncheckedInsert(PostgresLedger):

@@ -14,7 +14,7 @@ import sys
 import tracemalloc
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]  # ships no types
+import psutil
 
 from loadtest.bench.allocation import Allocation
 from loadtest.bench.detection import Detection

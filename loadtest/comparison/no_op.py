@@ -19,13 +19,13 @@ from api.service import Service
 from api.settings import read_settings
 from api.structs import BookingOut
 from booking.bookings import Booking, BookingState
-from loadtest.comparison.stand_in import as_booked, stand_in
+from loadtest.comparison.stand_in import STANDS_IN_FOR, as_booked, stand_in
 
 PATH = "/no-op"
 _numbers = count(1)
 
 
-@post(PATH, include_in_schema=False)
+@post(PATH, include_in_schema=False, operation_id=STANDS_IN_FOR)
 async def book_nothing(
     data: BookingBody,
     service: NamedDependency[Service],

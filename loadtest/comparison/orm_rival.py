@@ -30,7 +30,7 @@ from api.structs import BookingOut
 from booking.bookings import ACTIVE_STATES, Booking, BookingState
 from booking.errors import BookingConflict, UnknownDriver, UnknownRider
 from booking.postgres.database import parse_url
-from loadtest.comparison.stand_in import as_booked, stand_in
+from loadtest.comparison.stand_in import STANDS_IN_FOR, as_booked, stand_in
 
 PATH = "/orm-session"
 
@@ -69,7 +69,12 @@ def handler_on(sessions: async_sessionmaker[AsyncSession]) -> HTTPRouteHandler:
         async with sessions() as session:
             yield session
 
-    @post(PATH, dependencies={"session": Provide(session_of_the_request)}, include_in_schema=False)
+    @post(
+        PATH,
+        dependencies={"session": Provide(session_of_the_request)},
+        include_in_schema=False,
+        operation_id=STANDS_IN_FOR,
+    )
     async def book(
         data: BookingBody, session: NamedDependency[AsyncSession]
     ) -> Response[BookingOut]:

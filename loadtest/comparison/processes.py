@@ -7,30 +7,40 @@ its block ends, whatever ends the block.
 import asyncio
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import httpx
 
+from api.settings import SECRET_BYTES_MIN
+from api.tokens import mint
+from booking.accounts import Role
+from booking.postgres.accounts import ensure_account
 from booking.postgres.binaries import find_binaries
-from booking.postgres.database import dsn, parse_url
+from booking.postgres.database import Database, dsn, parse_url
 from booking.postgres.schema import prepare
 from booking.postgres.tables import NO_DOUBLE_BOOKING
 from loadtest import scenarios
+from loadtest.comparison import cpu
 from loadtest.comparison.results import NO_OP, CellFailed, Contender, Key, Kind, Measured, Plan
 from loadtest.history import first_of_each_process
 
 SCENARIOS = Path(scenarios.__path__[0])
 
+_LOAD = "load@laboratory.example"
+_TOKEN_LASTS = timedelta(days=1)
 _READY_S_MAX = 60.0
 _STOP_S_MAX = 15.0
 _OVERTIME_S_MAX = 60.0
@@ -87,9 +97,9 @@ def _stop(process: subprocess.Popen[Any]) -> None:
 
 
 @contextmanager
-def serving(contender: Contender, url: str, folder: Path) -> Iterator[str]:
-    """The address of a fresh server process of the contender's."""
-    environment = {"DATABASE_URL": url}
+def serving(contender: Contender, url: str, folder: Path) -> Iterator[tuple[str, int]]:
+    """The address of a fresh server process of the contender's, and its number."""
+    environment = {"DATABASE_URL": url, "TAXI_TOKEN_SECRET": secret()}
     if contender.kind in {Kind.CEILING, Kind.RIVAL}:
         module = "no_op" if contender.name == NO_OP else "orm_rival"
         environment["DATABASE_URL"] = prepare(url, contender.prevention)
@@ -100,7 +110,7 @@ def serving(contender: Contender, url: str, folder: Path) -> Iterator[str]:
         command = [taxi, "serve", "--port", "0", *chosen]
     said_in = folder / "server.log"
     with _process(command, said_in, **environment) as process:
-        yield _ready(process, said_in)
+        yield _ready(process, said_in), process.pid
         if process.poll() is not None:
             raise CellFailed(f"The server died under the load: {_last_line(said_in.read_text())}")
 
@@ -122,8 +132,21 @@ def _ready(process: subprocess.Popen[Any], said_in: Path) -> str:
     raise CellFailed(f"The server did not answer within {_READY_S_MAX:.0f} s.")
 
 
-def load(plan: Plan, key: Key, address: str, history: Path, rate: float | None) -> None:
-    """Run the scenario against the server; its history lies in `history`."""
+def load(
+    plan: Plan,
+    key: Key,
+    address: str,
+    history: Path,
+    rate: float | None,
+    own_url: str,
+    watched: Mapping[str, int],
+) -> cpu.Seconds:
+    """Run the scenario against the server; its history lies in `history`.
+
+    The load has an account of its own in the server's database, at `own_url`. Returns what
+    those who are watched, by the number of their first process, and the load itself used of
+    the processor while it was measured.
+    """
     users = plan.clients if rate is None else plan.load_processes
     arrivals = ("--arrivals=closed", "--rate=")
     if rate is not None:
@@ -139,13 +162,17 @@ def load(plan: Plan, key: Key, address: str, history: Path, rate: float | None) 
         f"--history={history}",
     ]
     said_in = history.with_suffix(".log")
-    with _process(command, said_in) as process:
+    token = asyncio.run(_token(own_url))
+    with _process(command, said_in, TAXI_TOKEN=token) as process:
         # Locust's own --run-time begins before the fleet is made, however long that takes.
         begun_s = _begun_s(history, plan.load_processes, process, said_in)
-        ends_s = begun_s + plan.warmup_s + plan.duration_s + _MARGIN_S
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, ends_s - time.time()))
-            raise CellFailed(f"Locust ended early: {_last_line(said_in.read_text())}")
+        everybody = {**watched, "load": process.pid}
+        warm_s = begun_s + plan.warmup_s
+        _wait_until(warm_s, process, said_in)
+        before = cpu.used_s(everybody)
+        _wait_until(warm_s + plan.duration_s, process, said_in)
+        used = cpu.between(before, cpu.used_s(everybody))
+        _wait_until(warm_s + plan.duration_s + _MARGIN_S, process, said_in)
         process.terminate()
         try:
             status = process.wait(_OVERTIME_S_MAX)
@@ -153,6 +180,31 @@ def load(plan: Plan, key: Key, address: str, history: Path, rate: float | None) 
             raise CellFailed(f"Locust did not end within {_OVERTIME_S_MAX:.0f} s.") from None
     if status != 0:
         raise CellFailed(f"Locust failed: {_last_line(said_in.read_text())}")
+    return used
+
+
+def _wait_until(moment_s: float, process: subprocess.Popen[Any], said_in: Path) -> None:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.0, moment_s - time.time()))
+        raise CellFailed(f"Locust ended early: {_last_line(said_in.read_text())}")
+
+
+@cache
+def secret() -> str:
+    """What the servers sign their tokens with: ours, or one for this process alone."""
+    return os.environ.get("TAXI_TOKEN_SECRET") or secrets.token_hex(SECRET_BYTES_MIN)
+
+
+async def _token(url: str) -> str:
+    """A token for whoever sends the load: a dispatcher, who is looked up as everybody is."""
+    database = Database(url, pool_size=1)
+    try:
+        dispatcher = await database.transact(
+            lambda connection: ensure_account(connection, _LOAD, Role.DISPATCHER)
+        )
+    finally:
+        await database.close()
+    return mint(secret(), dispatcher.id, _TOKEN_LASTS)
 
 
 def _begun_s(history: Path, processes: int, process: subprocess.Popen[Any], said_in: Path) -> float:

@@ -121,6 +121,35 @@ def render_matrix(recorded: Mapping[str, Any]) -> str:
     return f"{_table(headings, named)}\n{conditions(comparison)}\n"
 
 
+def render_profile(recorded: Mapping[str, Any]) -> str:
+    """Whose processor time an answer takes, in Markdown: the closed runs of one scenario.
+
+    The sum, times the rate, is how many of the machine's threads were at work.
+    """
+    comparison = msgspec.convert(recorded, Comparison)
+    who = ("service", "database", "load")
+    headings = ["strategy", "answers/s", "of no-op", *(f"{name}, µs" for name in who)]
+    headings += ["all, µs", "threads at work"]
+    rows = []
+    for contender in in_order(comparison):
+        summary = _main_summary(comparison, contender)
+        used_us = comparison.cpu_us(contender.name, summary.scenario) if summary else {}
+        if summary is None or not used_us:
+            continue
+        each_us = [used_us.get(name, 0.0) for name in who]
+        rows.append(
+            [
+                f"`{contender.name}`",
+                spread(summary.answered_per_s),
+                _ratio(summary.of_no_op),
+                *(f"{figure:,.0f}" for figure in each_us),
+                f"{sum(each_us):,.0f}",
+                f"{sum(each_us) * summary.answered_per_s.median / 1e6:.2f}",
+            ]
+        )
+    return f"{_table(headings, rows)}\n{conditions(comparison)}\n"
+
+
 def markdown(comparison: Comparison) -> str:
     """The matrix, a table for each scenario, and what was caught."""
     parts = ["# The strategies compared\n", render_matrix(msgspec.to_builtins(comparison))]

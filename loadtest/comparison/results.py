@@ -147,6 +147,8 @@ class Measured(msgspec.Struct, frozen=True):
     latency_ms: dict[str, float] = {}
     answers: dict[str, int] = {}
     """Requests by outcome, most frequent first."""
+    cpu_us: dict[str, float] = {}
+    """Processor time an answer (µs) of the service, the database and the load."""
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -215,6 +217,21 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         wanted = (contender, scenario)
         return next((e for e in self.summaries if (e.contender, e.scenario) == wanted), None)
 
+    def cpu_us(self, contender: str, scenario: str) -> dict[str, float]:
+        """Processor time an answer (µs), by who used it: medians of the closed runs."""
+        found = [
+            cell.measured.cpu_us
+            for cell in self.cells
+            if (cell.key.contender, cell.key.scenario) == (contender, scenario)
+            and cell.key.share is None
+            and cell.measured is not None
+            and cell.measured.cpu_us
+        ]
+        if not found:
+            return {}
+        everybody = set[str]().union(*found)
+        return {who: statistics.median(each.get(who, 0.0) for each in found) for who in everybody}
+
     def verdict(self, contender: str) -> Verdict:
         """What its audits say."""
         return next(each for each in self.verdicts if each.contender == contender)
@@ -252,8 +269,12 @@ def outcome(request: Request) -> str:
     return f"{request.status} {request.problem or ''}".strip()
 
 
-def measure(history: Sequence[Request], duration_s: float) -> Measured:
+def measure(
+    history: Sequence[Request], duration_s: float, used_s: Mapping[str, float] | None = None
+) -> Measured:
     """What came of the requests that were due in `duration_s` after the warm-up.
+
+    `used_s` is the processor time that went into them.
 
     What is answered later counts for the latencies, and not for the rates.
     Raises `CellFailed` if the load did not last as long as that, or if nothing
@@ -276,6 +297,10 @@ def measure(history: Sequence[Request], duration_s: float) -> Measured:
         in_time_per_s=round(len(in_time) / duration_s, 1),
         latency_ms=percentiles_ms(waits_s),
         answers=dict(Counter(outcome(request) for request in chosen).most_common()),
+        cpu_us={
+            who: round(1e6 * seconds / max(len(by_then), 1))
+            for who, seconds in (used_s or {}).items()
+        },
     )
 
 

@@ -34,9 +34,10 @@ from booking.ledgers import Claim
 from booking.postgres import audit as sweep
 from booking.postgres.database import Database, dsn
 from booking.postgres.schema import SHIPPED, SHIPPED_ALLOCATOR, plainly_told, url_for
-from booking.postgres.tables import bookings, predicted_ends, starts
+from booking.postgres.tables import begins, bookings, predicted_ends
 from booking.strategies import Act, find, strategies
 from loadtest.bench import databases
+from loadtest.comparison import cpu
 from loadtest.comparison.audit import (
     Row,
     lost_bookings,
@@ -195,10 +196,17 @@ def seconds_of(plan: Plan, key: Key) -> float:
     return warmup_s + plan.duration_s + _BESIDES_S
 
 
+_NOT_RECORDED = {"TAXI_HOME", "TAXI_TOKEN_SECRET", "TAXI_TOKEN", "TAXI_PASSWORD"}
+"""Of our environment: a place, and what is secret."""
+
+
 def about(url: str) -> dict[str, Any]:
     """What the comparison runs on: the machine, PostgreSQL and its settings, our own settings."""
-    ours = {name: value for name, value in os.environ.items() if name.startswith("TAXI_")}
-    ours.pop("TAXI_HOME", None)
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("TAXI_") and name not in _NOT_RECORDED
+    }
     with plainly_told(url):
         settings = asyncio.run(_settings(url))
     return {"machine": describe(_PACKAGES), "postgres": settings, "environment": ours}
@@ -249,15 +257,18 @@ class Comparer:
         self, key: Key, contender: Contender, url: str, folder: Path, rate: float | None
     ) -> Cell:
         history_in = folder / "history"
-        with serving(contender, url, folder) as address:
-            load(self.plan, key, address, history_in, rate)
+        own_url = url_for(url, contender.prevention, contender.allocator)
+        postmaster = asyncio.run(cpu.postmaster(self.url))
+        watched = {} if postmaster is None else {"database": postmaster}
+        with serving(contender, url, folder) as (address, server):
+            watched |= {"service": server}
+            used = load(self.plan, key, address, history_in, rate, own_url, watched)
         history, setup = read_history(history_in), read_setup(history_in)
-        measured = measure(history, self.plan.duration_s)
+        measured = measure(history, self.plan.duration_s, used)
         if contender.kind is Kind.CEILING:
             if unexpected := unexpected_answers(history):
                 raise CellFailed(f"{len(unexpected):,} unexpected answers: {_told(unexpected[0])}")
             return Cell(key, measured)
-        own_url = url_for(url, contender.prevention, contender.allocator)
         audited = asyncio.run(audit(own_url, history, setup))
         if audited.faults and contender.claims_safety:
             name = f"{key.contender}-{key.scenario}-{key.repeat}-{key.share or 'closed'}"
@@ -352,7 +363,7 @@ async def _read_ledger(connection: AsyncConnection) -> tuple[sweep.Audit, list[R
         select(
             bookings.c.id,
             bookings.c.driver_id,
-            starts,
+            begins,
             predicted_ends,
             bookings.c.state,
             bookings.c.rider_id,

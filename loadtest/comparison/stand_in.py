@@ -24,6 +24,9 @@ from booking.bookings import Booking
 
 _BACKLOG = 2_048
 
+STANDS_IN_FOR = "book"
+"""The operation whose place a handler takes: those may call it who may call that."""
+
 
 def stand_in(settings: Settings, path: str, handler: HTTPRouteHandler) -> ASGIApp:
     """The service on the database that `settings` name, with `handler`, whose path is given."""

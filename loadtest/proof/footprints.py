@@ -127,7 +127,11 @@ _OPAQUE = """
     UNION
     SELECT relname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
         JOIN pg_proc ON pg_proc.oid = tgfoid
-    WHERE NOT tgisinternal AND proname NOT IN ('stamp_changed_in', 'stamp_booking')
+    WHERE NOT tgisinternal AND proname NOT IN (
+        'stamp_changed_in', 'stamp_booking',
+        -- They write what no ledger's command reads: the trail, and who drove before.
+        'note_booked', 'note_changed', 'note_deleted', 'keep_events', 'remember_driver'
+    )
 """
 _NOTHING: frozenset[str] = frozenset()
 _BOOKINGS = "bookings"

@@ -45,13 +45,13 @@ from locust.runners import MasterRunner, WorkerRunner
 from loadtest.scenarios import _knobs
 from loadtest.scenarios._arrivals import due_s
 from loadtest.scenarios._demand import Grid, Wish, any_time, one_of
-from loadtest.scenarios._fleet import NoFleet, fleet_of, riders
+from loadtest.scenarios._fleet import AUTHORIZATION, NoFleet, fleet_of, riders
 from loadtest.scenarios._history import Answer, History, Request, now_s
 from loadtest.scenarios._knobs import Knobs, WrongKnob
 
 STOP_S_MAX = 10.0
 
-_JSON = {"Content-Type": "application/json"}
+_JSON = {"Content-Type": "application/json", **AUTHORIZATION}
 _ANSWERS = frozenset({200, 201, 409})
 _ID = re.compile(rb'"id":\s*(\d+)')
 _DRIVER = re.compile(rb'"driver_id":\s*(\d+)')

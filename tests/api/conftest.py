@@ -7,15 +7,26 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import RunningService
+from booking.postgres import schema
+from booking.postgres.embedded import EmbeddedPostgres
+from tests.conftest import AUTHORIZATION, RunningService, _copies
 
 NINE = datetime(2031, 5, 6, 9, tzinfo=UTC)
 
 
 @pytest.fixture
 def client(service: RunningService) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.address, trust_env=False, timeout=30) as opened:
+    with httpx.Client(
+        base_url=service.address, headers=AUTHORIZATION, trust_env=False, timeout=30
+    ) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def own_url(server: EmbeddedPostgres, template_of: Callable[..., str]) -> Iterator[str]:
+    """A database that the tests of one file share, which serve it themselves."""
+    with _copies(server, template_of) as make:
+        yield make(schema.SHIPPED)
 
 
 @pytest.fixture

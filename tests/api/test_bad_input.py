@@ -1,11 +1,12 @@
 """Whatever is wrong is named: the field, and the rule it breaks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from api.patterns import IN_WORDS
 from tests.api.conftest import at
 
 Wish = Callable[..., dict[str, Any]]
@@ -49,6 +50,39 @@ def test_a_wrong_field_is_named(
     assert said["type"] == f"/problems/{problem}"
     assert [each["field"] for each in said["errors"]] == [field]
     assert client.get(said["type"]).json()["title"] == said["title"]
+
+
+def test_whoever_misses_a_form_is_told_it_in_words(client: httpx.Client, wish: Wish) -> None:
+    path = client.post("/bookings", json=wish()).headers["Location"]
+    wall_clock = {"rider_id": 1, "recurrence": {"zone": "UTC", "wall_clock": "7:30"}}
+    clock = {"from": "9", "until": "10:00"}
+    window = {"start": at(0), "end": at(30)}
+    said = [
+        client.post("/drivers", json={"name": " "}),
+        client.post("/drivers", json={"name": "A\nda"}),
+        client.get("/drivers", params={"fleet": " "}),
+        client.post("/series", json=wall_clock),
+        client.put("/drivers/1/shifts", json={"weekly": {"monday": [clock]}}),
+        client.get("/availability", params=window | {"pickup": "north"}),
+        client.post("/accounts", json={"email": "ada", "password": "a few words", "name": "A"}),
+        client.post(f"{path}/cancel", json={"reason": "\0"}),
+        client.post(f"{path}/cancel", headers={"If-Match": "3"}),
+        client.post(f"{path}/cancel", headers={"Idempotency-Key": "caf\xe9".encode()}),
+    ]
+    assert [each.status_code for each in said] == [422] * len(said)
+    told = {each.json()["errors"][0]["rule"] for each in said}
+    assert told == set(IN_WORDS.values())
+
+
+def test_every_form_in_the_documentation_has_its_words(client: httpx.Client) -> None:
+    def patterns(part: object) -> Iterator[str]:
+        if isinstance(part, dict):
+            yield from (value for name, value in part.items() if name == "pattern")
+        if isinstance(part, dict | list):
+            for each in part.values() if isinstance(part, dict) else part:
+                yield from patterns(each)
+
+    assert set(patterns(client.get("/docs/openapi.json").json())) == set(IN_WORDS)
 
 
 WRONG_PARAMETERS = [

@@ -88,7 +88,8 @@ def test_a_booking_is_moved_or_stays_where_it_is(client: httpx.Client, wish: Wis
     assert offered.status_code == 200
     client.post(f"/bookings/{other['id']}/cancel")
     moved = client.post(f"{path}/reschedule", json=time)
-    assert moved.json() == booking | time | {"version": moved.json()["version"]}
+    new = {"version": moved.json()["version"], "blocked_from": time["start"]}
+    assert moved.json() == booking | time | new
     assert moved.json()["version"] > booking["version"]
     assert client.get(path).json() == moved.json()
     empty = client.post(f"{path}/reschedule", json=time | {"predicted_end": at(10)})

@@ -62,6 +62,44 @@ def test_every_change_has_a_higher_sequence_and_what_is_cancelled_stays_as_cance
     assert str(after["COMMENT"]) == "flight; late, or so\nit seems"
 
 
+def test_what_was_given_to_another_driver_is_cancelled_for_the_first(
+    client: httpx.Client, wish: Wish, driver_id: int
+) -> None:
+    grace = add(client, "/drivers", {"name": "Grace"})
+    booking = client.post("/bookings", json=wish()).json()
+    feeds = [f"/drivers/{each}/calendar.ics" for each in (driver_id, grace)]
+    (before,) = events_of(client, feeds[0]).values()
+    client.post(f"/bookings/{booking['id']}/reassign", json={"driver_id": grace})
+    (gone,), (got,) = (events_of(client, feed).values() for feed in feeds)
+    assert before["UID"] == gone["UID"] == got["UID"]
+    assert (gone["STATUS"], got["STATUS"]) == ("CANCELLED", "CONFIRMED")
+    assert int(before["SEQUENCE"]) < int(gone["SEQUENCE"])
+    # Who gets it back has it again.
+    client.post(f"/bookings/{booking['id']}/reassign", json={"driver_id": driver_id})
+    (got,), (gone,) = (events_of(client, feed).values() for feed in feeds)
+    assert (gone["STATUS"], got["STATUS"]) == ("CANCELLED", "CONFIRMED")
+
+
+def test_a_feed_that_has_not_changed_is_not_sent_again(
+    client: httpx.Client, wish: Wish, driver_id: int, rider_id: int
+) -> None:
+    path = client.post("/bookings", json=wish()).headers["Location"]
+    for feed in (f"/drivers/{driver_id}/calendar.ics", f"/riders/{rider_id}/calendar.ics"):
+        tag = client.get(feed).headers["ETag"]
+        head = client.head(feed)
+        assert (head.status_code, head.headers["ETag"], head.content) == (200, tag, b"")
+        assert head.headers["Content-Type"] == "text/calendar; charset=utf-8"
+        for seen in (tag, tag.removeprefix("W/"), f'"other", {tag}', "*"):
+            same = client.get(feed, headers={"If-None-Match": seen})
+            assert (same.status_code, same.headers["ETag"], same.content) == (304, tag, b"")
+        assert client.head(feed, headers={"If-None-Match": tag}).status_code == 304
+        assert client.get(feed, headers={"If-None-Match": '"other"'}).status_code == 200
+        client.post(f"{path}/reschedule", json={"start": at(60), "predicted_end": at(90)})
+        changed = client.get(feed, headers={"If-None-Match": tag})
+        assert changed.status_code == 200
+        assert changed.headers["ETag"] != tag
+
+
 @pytest.mark.parametrize("state", BookingState)
 def test_every_state_has_a_status(state: BookingState) -> None:
     booking = Booking(1, 2, 3, state, NINE, NINE + timedelta(hours=1), NINE)

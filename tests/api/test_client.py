@@ -21,12 +21,14 @@ from api.client import (
     ProblemChanged,
     ProblemConflict,
     ProblemInvalid,
+    ProblemNotAllowed,
     ProblemNotFound,
     TaxiClient,
 )
 from api.structs import BookingOut
 from booking.bookings import BookingState
 from booking.errors import InvalidInput, NaiveInstant
+from booking.waiting import WaitingState
 from tests.api.conftest import NINE
 from tests.conftest import RunningService
 
@@ -337,6 +339,25 @@ async def test_what_is_booked_and_what_is_free_can_be_asked(taxi: TaxiClient, fl
     assert [(row.driver, row.bookings) for row in rows] == [(ada, [booking]), (grace, [])]
 
 
+async def test_whoever_waits_is_offered_the_time_and_may_decline_it(
+    taxi: TaxiClient, fleet: str
+) -> None:
+    rider, driver = await taxi.add_rider("Alan"), await taxi.add_driver("Ada", fleet=fleet)
+    taken = await taxi.book(rider.id, NINE, NINE + TRIP, fleet=fleet)
+    first = await taxi.wait(rider.id, NINE, NINE + TRIP, driver_id=driver.id)
+    second = await taxi.wait(rider.id, NINE, NINE + TRIP, fleet=fleet)
+    assert await collected(taxi.waiting_list(fleet=fleet)) == [first, second]
+    await taxi.cancel(taken.id)
+    offered = await taxi.waiting_entry(first.id)
+    assert offered.state is WaitingState.OFFERED
+    assert (await taxi.withdraw(first.id)).state is WaitingState.WITHDRAWN
+    (offered,) = await collected(taxi.waiting_list(rider_id=rider.id, state=WaitingState.OFFERED))
+    assert offered.id == second.id
+    assert offered.booking_id is not None
+    await taxi.confirm(offered.booking_id)
+    assert (await taxi.waiting_entry(second.id)).state is WaitingState.BOOKED
+
+
 async def test_a_trip_is_started_predicted_anew_and_completed(taxi: TaxiClient, fleet: str) -> None:
     rider, ada = await taxi.add_rider("Alan"), await taxi.add_driver("Ada", fleet=fleet)
     began = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=10)
@@ -404,3 +425,19 @@ async def test_what_was_seen_later_comes_as_an_instant_in_utc(taxi: TaxiClient) 
     booking = await taxi.book(rider.id, local, local + TRIP, driver_id=driver.id)
     assert booking.start == NINE
     assert booking.start.utcoffset() == timedelta(0)
+
+
+async def test_a_token_says_who_asks_and_without_a_valid_one_that_is_told(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with TaxiClient(service.address) as client:  # by that of the environment
+        await collected(client.riders())
+    monkeypatch.setenv("TAXI_TOKEN", "")
+    for token in (None, "nonsense"):
+        async with TaxiClient(service.address, token=token) as client:
+            await client.check_service()
+            with pytest.raises(ProblemNotAllowed) as refused:
+                await client.agenda(1, NINE, NINE + TRIP)
+            assert refused.value.type == "/problems/not-signed-in"
+    with pytest.raises(InvalidInput):
+        TaxiClient(service.address, token="ü")  # noqa: S106  # and none at all

@@ -15,7 +15,7 @@ from api.idempotency import forget_keys
 from booking.postgres.database import Database
 from booking.postgres.tables import idempotency_keys
 from tests.api.conftest import add
-from tests.conftest import RunningService
+from tests.conftest import ADMINISTRATOR_ID, AUTHORIZATION, RunningService
 
 Wish = Callable[..., dict[str, Any]]
 
@@ -82,7 +82,7 @@ def test_while_a_request_is_running_another_under_its_key_is_told_so_at_once(
             async with running.transaction():
                 await running.execute(
                     "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))",
-                    headers["Idempotency-Key"],
+                    f"{ADMINISTRATOR_ID}:{headers['Idempotency-Key']}",
                 )
                 return await asyncio.to_thread(
                     lambda: client.post("/bookings", json=wish(), headers=headers)
@@ -185,7 +185,9 @@ def test_many_at_once_under_one_key_book_once(
     body, headers = wish(), key()
 
     async def together() -> list[httpx.Response]:
-        async with httpx.AsyncClient(base_url=service.address, trust_env=False) as many:
+        async with httpx.AsyncClient(
+            base_url=service.address, headers=AUTHORIZATION, trust_env=False
+        ) as many:
             posts = (many.post("/bookings", json=body, headers=headers) for _ in range(20))
             return await asyncio.gather(*posts)
 

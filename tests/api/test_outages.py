@@ -16,7 +16,7 @@ import pytest
 from booking.postgres.embedded import EmbeddedPostgres
 from booking.postgres.schema import prepare
 from tests.api.conftest import add, at
-from tests.conftest import RunningService
+from tests.conftest import AUTHORIZATION, RunningService
 
 Serve = Callable[..., RunningService]
 
@@ -30,7 +30,9 @@ def test_a_lost_database_is_a_503_that_says_when_to_retry_and_heals(
 ) -> None:
     with EmbeddedPostgres(server_directory) as server:
         service = serve(prepare(server.url))
-        with httpx.Client(base_url=service.address, trust_env=False, timeout=30) as client:
+        with httpx.Client(
+            base_url=service.address, headers=AUTHORIZATION, trust_env=False, timeout=30
+        ) as client:
             add(client, "/drivers", {"name": "Ada"})
             add(client, "/riders", {"name": "Alan"})
             key = {"Idempotency-Key": str(uuid4())}
@@ -73,7 +75,9 @@ def test_too_many_at_once_are_turned_away_and_told_when_to_retry(
     for variable, value in ({"TAXI_POOL_SIZE": "1"} | limits).items():
         monkeypatch.setenv(variable, value)
     service = serve(fresh_url)
-    with httpx.Client(base_url=service.address, trust_env=False, timeout=30) as client:
+    with httpx.Client(
+        base_url=service.address, headers=AUTHORIZATION, trust_env=False, timeout=30
+    ) as client:
         add(client, "/drivers", {"name": "Ada"})
         add(client, "/riders", {"name": "Alan"})
 

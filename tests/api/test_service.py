@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from api.feed import Feed
 from api.idempotency import Commands
 from api.service import Service
 from api.settings import as_environment, read_settings
@@ -20,6 +21,7 @@ from booking.overrun import Policy
 from booking.postgres.advice import Advice
 from booking.postgres.database import Database
 from booking.postgres.follower import Follower
+from booking.postgres.waiting import WaitingList
 from booking.prevention.exclusion_upsert import ExclusionUpsert
 from booking.time_window import TimeWindow
 from tests.api.conftest import NINE
@@ -45,6 +47,8 @@ async def cut_off() -> AsyncIterator[Service]:
         Advice(database, follower),
         Commands(ledger),
         Policy(),
+        WaitingList(ledger),
+        Feed(database, streams_max=1),
     )
     await database.close()
 

@@ -13,7 +13,7 @@ import pytest
 from booking.postgres import schema
 from booking.postgres.embedded import EmbeddedPostgres
 from tests.api.conftest import add, at
-from tests.conftest import RunningService, _copies, _services
+from tests.conftest import AUTHORIZATION, RunningService, _copies, _services
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,21 @@ def workers(server: EmbeddedPostgres, template_of: Any) -> Iterator[RunningServi
 
 def ask(workers: RunningService, method: str, path: str, **sent: Any) -> httpx.Response:
     """A request on a connection of its own, so that either process may get it."""
-    return httpx.request(method, workers.address + path, trust_env=False, timeout=30, **sent)
+    return httpx.request(
+        method,
+        workers.address + path,
+        headers=AUTHORIZATION,
+        trust_env=False,
+        timeout=30,
+        **sent,
+    )
 
 
 @pytest.fixture
 def people(workers: RunningService) -> tuple[str, int, int]:
     """A fleet with one driver, and a rider."""
     fleet = f"fleet-{uuid4()}"
-    with httpx.Client(base_url=workers.address, trust_env=False) as client:
+    with httpx.Client(base_url=workers.address, headers=AUTHORIZATION, trust_env=False) as client:
         driver = add(client, "/drivers", {"name": "Ada", "fleet": fleet})
         return fleet, driver, add(client, "/riders", {"name": "Alan"})
 

@@ -400,7 +400,9 @@ async def test_an_allocator_is_held_to_its_claim_behind_a_ledger_that_looks_at_n
         for _ in range(REPEATS_MAX):
             if await race(alone):
                 return
-            await alone.database.transact(lambda c: c.execute(text("TRUNCATE bookings, drivers")))
+            await alone.database.transact(
+                lambda c: c.execute(text("TRUNCATE bookings, drivers CASCADE"))
+            )
     pytest.fail(f"It claims {allocator.claim}, and was not caught.")
 
 

@@ -44,10 +44,13 @@ from booking.errors import (
     UnknownRider,
     VersionMismatch,
 )
+from booking.events import BEGINNING
 from booking.ledgers import Claim
 from booking.postgres import reads
+from booking.postgres.attribution import Attribution, attributed_to
 from booking.postgres.database import Database
-from booking.postgres.ledger import PostgresLedger, write_booking
+from booking.postgres.events import read_events
+from booking.postgres.ledger import PostgresLedger
 from booking.postgres.tables import (
     BOOKING_COLUMNS,
     active,
@@ -56,6 +59,7 @@ from booking.postgres.tables import (
     predicted_ends,
     starts,
 )
+from booking.postgres.writes import write_booking
 from booking.prevention import one_process
 from booking.prevention.advisory_lock import AdvisoryLock
 from booking.prevention.advisory_lock_repeatable_read import AdvisoryLockRepeatableRead
@@ -67,7 +71,15 @@ from booking.prevention.row_lock import RowLock
 from booking.strategies import Act, Strategy, find, strategies
 from booking.time_window import TimeWindow
 from tests.contracts.racer import count_deadlocks
-from tests.world import MIDNIGHT, Execute, NewDatabase, World, hours, until_someone_waits_for_a_lock
+from tests.world import (
+    MIDNIGHT,
+    Execute,
+    NewDatabase,
+    World,
+    hours,
+    until_all_before_have_ended,
+    until_someone_waits_for_a_lock,
+)
 
 RECIPES = strategies(Act.PREVENTION)
 recipes = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -612,6 +624,27 @@ async def a_rider_is_not_missed_before_the_start(world: World) -> None:
     assert missed.state is BookingState.NO_SHOW
 
 
+@example
+async def the_trail_says_who_did_what(world: World) -> None:
+    one, other = await world.driver(), await world.driver()
+    with attributed_to(Attribution("ann")):
+        booked = await world.book(hours(9, 10), one)
+        held = await world.book(hours(9, 10), hold_s=60)
+    with attributed_to(Attribution("ben")):
+        await world.ledger.change_state(held.id, BookingState.CANCELLED)
+        await world.ledger.reassign(booked.id, other)
+        await world.ledger.reschedule(booked.id, hours(11, 12))
+    await until_all_before_have_ended(world.database)
+    page = await world.database.transact(lambda c: read_events(c, BEGINNING), read_only=True)
+    assert [(each.booking_id, each.kind, each.actor) for each in page.events] == [
+        (booked.id, "booked", "ann"),
+        (held.id, "held", "ann"),
+        (held.id, "cancelled", "ben"),
+        (booked.id, "reassigned", "ben"),
+        (booked.id, "moved", "ben"),
+    ]
+
+
 # --- Recipes broken on purpose: the examples must notice. ---------------------------------
 
 
@@ -831,7 +864,7 @@ async def test_a_broken_recipe_fails_the_contract(
 async def clear(database: Database) -> None:
     await database.transact(
         lambda connection: connection.exec_driver_sql(
-            "TRUNCATE bookings, booking_series, drivers, riders"
+            "TRUNCATE bookings, booking_series, drivers, riders CASCADE"
         )
     )
 

@@ -41,7 +41,8 @@ KINDS = (
     "serializable_retry",
 )
 POLICY = Policy(tolerance_s=300, may_push_back_s=900)
-NOON = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(days=1)
+# More than a day ahead, so that a trip cannot hold all the time from now on.
+NOON = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(days=2)
 
 
 def window(start_min: float, end_min: float) -> TimeWindow:

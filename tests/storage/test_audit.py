@@ -11,7 +11,7 @@ from booking.bookings import Booking, BookingRequest, BookingState
 from booking.calendars import Held
 from booking.postgres.audit import DoubleBooking
 from booking.postgres.database import Database
-from booking.postgres.ledger import write_booking
+from booking.postgres.writes import write_booking
 from booking.prevention.check_then_insert import CheckThenInsert
 from tests.world import Execute, NewDatabase, World, hours
 

@@ -21,6 +21,8 @@ from booking.errors import TaxiError
 from booking.postgres import ledger, reads
 from booking.postgres.database import Database
 from booking.postgres.embedded import EmbeddedPostgres
+from booking.postgres.ledger import GivenBack
+from booking.postgres.waiting import WaitingList
 from booking.prevention.check_then_insert import CheckThenInsert
 from booking.prevention.exclusion_upsert import ExclusionUpsert
 from booking.prevention.row_lock import RowLock
@@ -44,6 +46,14 @@ FILL = (
          LATERAL (SELECT timestamptz '2026-03-08Z' + day * interval '1 day'
                   + (drivers.id + day) % 12 * interval '1 hour' AS at) AS start
     """,
+    """
+    INSERT INTO waiting_list (rider_id, fleet, during)
+    SELECT drivers.id, fleet, tstzrange(at, at + interval '1 hour')
+    FROM drivers, generate_series(0, 9) AS day,
+         LATERAL (SELECT timestamptz '2100-03-08Z' + day * interval '1 day'
+                  + (drivers.id + day) % 12 * interval '1 hour' AS at) AS start
+    """,
+    "VACUUM ANALYZE waiting_list",
     "VACUUM ANALYZE bookings",
     "VACUUM ANALYZE drivers",
     "VACUUM ANALYZE riders",
@@ -114,6 +124,7 @@ def listed(after: tuple[datetime, int] | None = None, **wanted: Any) -> Work:
 
 RULE = "bookings_no_double_booking"
 PLAIN = "bookings_by_during"
+WAITING = "waiting_list_open"
 BY_KEYS = {"drivers": "drivers_pkey", "riders": "riders_pkey"}
 
 CASES = {
@@ -126,11 +137,21 @@ CASES = {
     "check_then_insert refuses": (booked_by(CheckThenInsert, BUSY), BY_KEYS | {"bookings": PLAIN}),
     "any driver": (
         booked_by(ExclusionUpsert, ANYONE),
-        {"drivers": "drivers_working|drivers_pkey", "riders": "riders_pkey", "bookings": RULE},
+        {
+            "drivers": "drivers_working|drivers_pkey",
+            "riders": "riders_pkey",
+            "working_hours": "working_hours_pkey",
+            "bookings": RULE,
+        },
     ),
     "any driver without the rule": (
         booked_by(CheckThenInsert, ANYONE),
-        {"drivers": "drivers_working|drivers_pkey", "riders": "riders_pkey", "bookings": PLAIN},
+        {
+            "drivers": "drivers_working|drivers_pkey",
+            "riders": "riders_pkey",
+            "working_hours": "working_hours_pkey",
+            "bookings": PLAIN,
+        },
     ),
     "a step": (
         lambda c: ExclusionUpsert(None, AskThenOffer()).change_state_in(
@@ -160,6 +181,16 @@ CASES = {
         {"drivers": "drivers_working|drivers_pkey"},
     ),
     "riders": (lambda c: reads.list_riders(c, after=5, limit=20), {"riders": "riders_pkey"}),
+    "who waits for what was given back": (
+        lambda c: WaitingList(ExclusionUpsert(None, AskThenOffer())).offer(
+            c, [GivenBack(DRIVER, FREE.window), GivenBack(DRIVER + 1, FREE.window)]
+        ),
+        {"drivers": "drivers_pkey", "waiting_list": WAITING, "bookings": RULE},
+    ),
+    "whether a hold is awaited": (
+        lambda c: WaitingList(ExclusionUpsert(None, AskThenOffer())).is_awaited(c, 5),
+        {"drivers": "drivers_pkey", "waiting_list": WAITING, "bookings": "bookings_pkey"},
+    ),
     "who retires": (
         lambda c: ledger.retire_driver(c, DRIVER),
         {"drivers": "drivers_pkey", "bookings": f"{RULE}|bookings_by_driver"},
@@ -183,6 +214,9 @@ async def test_the_right_index_is_used(filled_urls: dict[str, str], case: str, m
             assert "driver_id =" in node.condition, node
             if "who retires" not in case:
                 assert "during &&" in node.condition, node
+        if node.index == WAITING:
+            assert "fleet =" in node.condition, node
+            assert "during &&" in node.condition, node
         if node.index.startswith("bookings_by_") and node.index != PLAIN and "page" in case:
             assert "ROW(lower(during), id) >" in node.condition, node
 
@@ -198,7 +232,7 @@ async def test_who_is_free_is_asked_driver_by_driver(
     assert not any("Join" in kind or "Seq Scan" in kind for kind in kinds), kinds
     assert "Sort" not in kinds, "it must be able to stop at the first few"
     nodes = await plan_nodes(url, [first], mode)
-    assert {node.index for node in nodes} == {"drivers_working", RULE}
+    assert {node.index for node in nodes} == {"drivers_working", "working_hours_pkey", RULE}
 
 
 @pytest.mark.anyio
@@ -297,4 +331,7 @@ def as_literal(value: object) -> str:
         return f"'[{value.lower.isoformat()},{value.upper.isoformat()})'"
     if isinstance(value, timedelta):
         return f"'{value.total_seconds()} seconds'"
+    if isinstance(value, list):
+        listed = ", ".join(f'"{each}"' for each in value)
+        return f"'{{{listed}}}'"
     return "NULL" if value is None else f"'{value}'"

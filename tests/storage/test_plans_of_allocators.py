@@ -53,6 +53,9 @@ async def test_a_search_uses_the_index_and_stops_at_the_first(
         used = {node.index for node in nodes if node.table == table}
         assert used
         assert used <= set(index.split("|")), nodes
-        assert not any(node.kind == "Seq Scan" for node in nodes), nodes
+        # Nobody has working hours here, and of an empty table there is no better way.
+        assert not any(
+            node.kind == "Seq Scan" and node.table != "working_hours" for node in nodes
+        ), nodes
         kinds = await plan_kinds(url, search, mode)
         assert "Sort" not in kinds, kinds
