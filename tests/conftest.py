@@ -112,14 +112,17 @@ def template_of(server: EmbeddedPostgres) -> Callable[..., str]:
     base = _beside(server.url, "template")
 
     @cache
-    def prepare(prevention: str, allocator: str = schema.SHIPPED_ALLOCATOR) -> str:
+    def fitted(prevention: str, allocator: str) -> str:
         name = parse_url(schema.url_for(base, prevention, allocator)).database or ""
         if name != parse_url(base).database:  # migrated once, and only fitted each time
-            asyncio.run(
-                _execute(server.url, f"CREATE DATABASE {name} TEMPLATE {prepare(schema.SHIPPED)}")
-            )
+            template = fitted(schema.SHIPPED, schema.SHIPPED_ALLOCATOR)
+            copied = f"CREATE DATABASE {name} TEMPLATE {template}"
+            asyncio.run(_execute(server.url, copied))
         let_in(schema.prepare(base, prevention, allocator))
         return name
+
+    def prepare(prevention: str, allocator: str = schema.SHIPPED_ALLOCATOR) -> str:
+        return fitted(prevention, allocator)
 
     return prepare
 

@@ -18,7 +18,10 @@ Seconds = Mapping[str, float]
 
 async def postmaster(url: str) -> int | None:
     """The process that PostgreSQL's others descend from; None if it is not on this machine."""
-    connection = await asyncpg.connect(dsn(url))
+    try:
+        connection = await asyncpg.connect(dsn(url))
+    except (OSError, asyncpg.PostgresError):
+        return None  # whoever needs the server says so better
     try:
         local = await connection.fetchval("SELECT inet_client_addr() = inet_server_addr()")
         backend = await connection.fetchval("SELECT pg_backend_pid()")

@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 from sqlalchemy import event, func, select, update
@@ -707,7 +707,7 @@ class HoldsForEver(CheckThenInsert):
     """Takes a hold that has lapsed for one that has not."""
 
     async def unless_lapsed(
-        self, _: AsyncConnection, conflicts: list[Held], lapsed: Sequence[int]
+        self, _: AsyncConnection, conflicts: list[Held], lapsed: Sequence[int], *__: Any
     ) -> list[Held]:
         return conflicts or [Held(booking_id, hours(0, 1)) for booking_id in lapsed]
 
@@ -716,7 +716,7 @@ class LooksThroughTheLapsed(CheckThenInsert):
     """Books over a hold that has lapsed, and leaves it there."""
 
     async def unless_lapsed(
-        self, _: AsyncConnection, conflicts: list[Held], __: Sequence[int]
+        self, _: AsyncConnection, conflicts: list[Held], *__: Any
     ) -> list[Held]:
         return conflicts
 
