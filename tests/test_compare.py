@@ -594,7 +594,7 @@ def test_the_evidence_is_that_of_one_run(tmp_path: Path, monkeypatch: pytest.Mon
     async def found(*_: Any) -> Audited:
         return Audited(1, 1, 1, double_bookings=1)
 
-    monkeypatch.setattr(comparing, "serving", lambda *_: nullcontext("http://nobody"))
+    monkeypatch.setattr(comparing, "serving", lambda *_: nullcontext(("http://nobody", 1)))
     monkeypatch.setattr(comparing, "load", load)
     monkeypatch.setattr(comparing, "audit", found)
     plan = msgspec.structs.replace(plan_of(names=[SAFE]), duration_s=5)
