@@ -301,8 +301,8 @@ class GroupedCommit(ExclusionUpsert):
                 continue
             # In one order everywhere: writes that meet then never wait for each other in a ring.
             group.sort(key=_driver_and_start)
-            # In a context of its own, or it would pass for a part of whoever happened to begin it.
-            write = asyncio.create_task(self._write(group), context=Context())
+            # On behalf of the first of them, not of whoever happened to begin it.
+            write = asyncio.create_task(self._write(group), context=group[0].origin.copy())
             self._writes.add(write)
             write.add_done_callback(self._done)
 
