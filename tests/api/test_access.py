@@ -371,10 +371,10 @@ async def test_whose_it_is_is_asked_again_where_it_is_changed(
             return owners if lock else owners._replace(driver_id=household.own["driver_id"])
 
         stale = access._OWNED[Of.BOOKING]  # noqa: SLF001  # what the door asks
-        replaced = access._Owned(  # noqa: SLF001
+        replaced = access._Owned(  # noqa: SLF001  # as above
             stale.parameter, stale.kind, as_it_was, stale.missing
         )
-        monkeypatch.setitem(access._OWNED, Of.BOOKING, replaced)  # noqa: SLF001
+        monkeypatch.setitem(access._OWNED, Of.BOOKING, replaced)  # noqa: SLF001  # as above
         async with asking(household.app, headers, address=FAR_AWAY) as driver:
             assert (await driver.get(f"/bookings/{given}")).status_code == 200, "past the door"
             refused = await driver.post(f"/bookings/{given}/start")

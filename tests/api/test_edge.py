@@ -30,7 +30,7 @@ class Caller:
         self.was_read = False
 
     async def ask(self) -> "Caller":
-        await self.app(self.scope, self.receive, self.send)  # type: ignore[arg-type]
+        await self.app(self.scope, self.receive, self.send)  # type: ignore[arg-type]  # plain dictionaries, as a server sends them
         return self
 
     async def receive(self) -> dict[str, Any]:
