@@ -359,12 +359,12 @@ def test_the_bars_of_allocation_look_at_what_they_name(allocation: Result) -> No
 
 
 def test_memory_is_what_is_kept_for_a_booking() -> None:
-    plan = Plan(shapes=(Shape(1, 10), Shape(1, 5_000)), repeats=1, repeat_s=0.0001, questions=10)
+    plan = Plan(shapes=(Shape(1, 10), Shape(1, 50_000)), repeats=1, repeat_s=0.0001, questions=10)
     measured = measure(
         Detection(), plan, contestants={"bisect_neighbours": Contestant(BisectNeighbours)}
     )
     (memory,) = measured.memory
-    assert memory.shape == Shape(1, 5_000)
+    assert memory.shape == Shape(1, 50_000)
     # A window is three objects, and there are four places that know of it.
     assert 100 < memory.in_use_bytes < 1_000
     assert 100 < memory.grown_bytes < 2_000

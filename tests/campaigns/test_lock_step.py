@@ -5,6 +5,7 @@ from itertools import count
 import httpx
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import run_state_machine_as_test
 
 from booking.time_window import TimeWindow
@@ -72,8 +73,11 @@ def _touch(known: Known, window: TimeWindow) -> bool:
 def test_a_model_that_is_wrong_about_one_instant_is_found_out(
     client: httpx.Client, service: RunningService
 ) -> None:
-    with pytest.raises(AssertionError):
+    # Flaky, if it goes otherwise again: who gets a trip for anybody is the service's choice.
+    with pytest.raises((AssertionError, FlakyFailure)) as found:
         in_lock_step(client, service, runs=50, machine=Closed, phases=(Phase.generate,))
+    if isinstance(found.value, FlakyFailure):
+        assert found.group_contains(AssertionError)
 
 
 @pytest.mark.campaign

@@ -9,7 +9,8 @@ from booking.strategies import Act, find
 from tests.storage.test_plans import plan_kinds, plan_nodes, sent_by
 from tests.world import Execute, NewDatabase, hours
 
-DRIVERS, HOURS = 500, 40
+# So few drivers that they fit on a few pages are best read through.
+DRIVERS, HOURS = 2_000, 12
 # Every driver has the first half of every hour; every tenth is free at nine o'clock.
 FILL = (
     f"""
