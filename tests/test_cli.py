@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,20 +17,8 @@ import psutil
 import pytest
 
 from booking.strategies import Act, strategies
+from tests.commands import TAXI, run
 from tests.conftest import AUTHORIZATION, RunningService
-
-TAXI = str(Path(sys.executable).parent / "taxi")
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [TAXI, *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def test_help_shows_every_command() -> None:

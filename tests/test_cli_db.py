@@ -1,16 +1,11 @@
-"""`taxi db`, as whoever looks after the database meets it.
-
-The commands run within the tests' own process, which is quicker, but for the last.
-"""
+"""`taxi db`, as whoever looks after the database meets it."""
 
 import asyncio
 import json
 import os
 import re
-import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,13 +14,11 @@ import asyncpg
 import httpx
 import pytest
 
-from api.cli import main
 from booking.postgres import schema
 from booking.postgres.database import dsn, parse_url
 from tests.api.conftest import add, at
+from tests.commands import TAXI, run
 from tests.conftest import AUTHORIZATION, RunningService
-from tests.test_cli import TAXI
-from tests.test_cli_people import Done
 from tests.world import Execute, NewDatabase
 
 BOOK_NINE = (
@@ -34,29 +27,6 @@ BOOK_NINE = (
 )
 FUTURE = 2**52
 """A transaction's number that no server of a test comes to."""
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """`run("db", "check", DATABASE_URL=url)`: what became of the command."""
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
-
-    def run_here(*arguments: str, **environment: str) -> Done:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["taxi", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return Done(int(f"{ended.value.code}"), told.out, told.err)
-
-    yield run_here
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def query(url: str, statement: str) -> list[Any]:
@@ -100,7 +70,6 @@ def test_the_drill_book_back_up_drop_restore_and_everything_is_there(
     execute: Execute,
     server: Any,
     tmp_path: Path,
-    run: Run,
 ) -> None:
     first = serve(fresh_url)
     with httpx.Client(
@@ -162,7 +131,7 @@ def check_that_it_goes_on(
 
 
 def test_what_is_replaced_stays_under_another_name_and_a_bad_file_costs_nothing(
-    new_database: NewDatabase, execute: Execute, server: Any, tmp_path: Path, run: Run
+    new_database: NewDatabase, execute: Execute, server: Any, tmp_path: Path
 ) -> None:
     url = new_database(schema.SHIPPED)
     file, bad = tmp_path / "taxi.backup", tmp_path / "bad.backup"
@@ -187,7 +156,7 @@ def test_what_is_replaced_stays_under_another_name_and_a_bad_file_costs_nothing(
 
 
 def test_a_missing_file_and_a_database_of_somebody_else_are_refused(
-    fresh_url: str, execute: Execute, tmp_path: Path, run: Run
+    fresh_url: str, execute: Execute, tmp_path: Path
 ) -> None:
     missing = run("db", "restore", str(tmp_path / "none"), DATABASE_URL=fresh_url)
     assert (missing.returncode, "FILE: There is no file" in missing.stderr) == (2, True)
@@ -200,7 +169,7 @@ def test_a_missing_file_and_a_database_of_somebody_else_are_refused(
     assert (unchecked.returncode, "at revision 9999" in unchecked.stdout) == (1, True)
 
 
-def test_the_way_down_wants_a_yes_and_the_check_sees_where_one_is(fresh_url: str, run: Run) -> None:
+def test_the_way_down_wants_a_yes_and_the_check_sees_where_one_is(fresh_url: str) -> None:
     unsure = run("db", "down", "0001", DATABASE_URL=fresh_url)
     assert (unsure.returncode, "--yes" in unsure.stderr) == (2, True)
     assert run("db", "check", DATABASE_URL=fresh_url).returncode == 0
@@ -212,7 +181,7 @@ def test_the_way_down_wants_a_yes_and_the_check_sees_where_one_is(fresh_url: str
 
 
 def test_double_bookings_are_listed_given_away_and_ruled_out(
-    new_database: NewDatabase, execute: Execute, run: Run
+    new_database: NewDatabase, execute: Execute
 ) -> None:
     url = new_database("check_then_insert")
     assert run("db", "constrain", "--guard-only", DATABASE_URL=url).returncode == 0
@@ -245,7 +214,7 @@ def test_double_bookings_are_listed_given_away_and_ruled_out(
     assert run("db", "check", DATABASE_URL=url).returncode == 0
 
 
-def test_help_says_what_each_command_does(run: Run) -> None:
+def test_help_says_what_each_command_does() -> None:
     shown = run("db", "--help", COLUMNS="100").stdout
     for name in ("migrate", "down", "check", "backup", "restore", "conflicts", "constrain", "url"):
         assert re.search(rf"{name} +[A-Z]", shown), name

@@ -1,47 +1,31 @@
-"""The commands for people, as somebody at a narrow terminal meets them.
-
-They run within the tests' own process, which is quicker, but for the last.
-"""
+"""The commands for people, as somebody at a narrow terminal meets them."""
 
 import json
 import re
-import signal
-import subprocess
-import sys
 from datetime import UTC
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
+from subprocess import CompletedProcess
+from typing import Any
 from uuid import uuid4
 
 import httpx
 import msgspec
 import pytest
 
-from api.cli import main
 from api.cli.remote import print_bookings
 from api.structs import ID_MAX, BookingOut
+from tests.commands import run
 from tests.conftest import AUTHORIZATION, RunningService
 
 WIDTH = 60
 START = "2031-05-06T09:00+02:00"
 
 
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 class Desk:
     """Somebody who runs `taxi` against one service, for a rider and a fleet of their own."""
 
-    def __init__(
-        self, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url
-        self.capsys = capsys
-        self.monkeypatch = monkeypatch
         self.fleet = f"fleet-{uuid4()}"
         self.rider = str(self.add("/riders", name="Alan"))
         self.driver = self.hire()
@@ -53,17 +37,11 @@ class Desk:
     def hire(self, name: str = "Ada") -> str:
         return str(self.add("/drivers", name=name, fleet=self.fleet, zone="Europe/Berlin"))
 
-    def run(self, *arguments: str, **options: str) -> Done:
+    def run(self, *arguments: str, **options: str) -> CompletedProcess[str]:
         given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        argv = ["taxi", *arguments, *given, *([] if "url" in options else ["--url", self.url])]
-        self.monkeypatch.setattr(sys, "argv", argv)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        assert isinstance(code, int)
-        return Done(code, *self.capsys.readouterr())
+        return run(*arguments, *given, *([] if "url" in options else ["--url", self.url]))
 
-    def book(self, *flags: str, **options: str) -> Done:
+    def book(self, *flags: str, **options: str) -> CompletedProcess[str]:
         usual = {"rider": self.rider, "at": START, "minutes": "30"}
         return self.run("book", *flags, **usual | options)
 
@@ -74,12 +52,9 @@ class Desk:
 
 
 @pytest.fixture
-def desk(
-    service: RunningService, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Desk:
+def desk(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setenv("COLUMNS", str(WIDTH))
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of the tests' process stay
-    return Desk(service.address, capsys, monkeypatch)
+    return Desk(service.address)
 
 
 def words_in(printed: str) -> list[str]:
@@ -169,13 +144,13 @@ def test_bookings_are_listed_filtered_and_cut_at_the_limit(desk: Desk) -> None:
     assert at_risk.stdout.strip() == "There are none."
 
 
-def test_an_id_is_folded_rather_than_cut(desk: Desk) -> None:
+def test_an_id_is_folded_rather_than_cut(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     first = msgspec.convert(json.loads(desk.book("--json", fleet=desk.fleet).stdout), BookingOut)
     longest = msgspec.structs.replace(
         first, id=ID_MAX, driver_id=ID_MAX, rider_id=ID_MAX, held_until=first.start, late_s=720.0
     )
     print_bookings([longest], UTC)
-    lines = [words_in(line) for line in desk.capsys.readouterr().out.splitlines()]
+    lines = [words_in(line) for line in capsys.readouterr().out.splitlines()]
     assert lines[1][0] + lines[2][0] == str(ID_MAX)
     told = " ".join(word for line in lines for word in line)
     assert "".join(re.findall(r"\d{5,}", told)).count("9") == 3 * str(ID_MAX).count("9")
@@ -231,26 +206,19 @@ def test_wrong_input_is_told_by_the_name_of_its_option(
     assert failed.stdout == ""
 
 
-def test_without_a_token_the_variable_is_named(desk: Desk) -> None:
-    desk.monkeypatch.delenv("TAXI_TOKEN")
+def test_without_a_token_the_variable_is_named(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TAXI_TOKEN")
     failed = desk.run("bookings")
     assert (failed.returncode, failed.stdout) == (3, "")
     assert failed.stderr.startswith("taxi: TAXI_TOKEN: ")
 
 
 def test_where_no_service_is_that_is_told_at_once(service: RunningService) -> None:
-    taxi = Path(sys.executable).parent / "taxi"
     for url, said in (
         ("http://127.0.0.1:1", "cannot connect"),
         (f"{service.address}/elsewhere", "is not the booking service"),
     ):
-        failed = subprocess.run(
-            [taxi, "bookings", "--url", url],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        failed = run("bookings", "--url", url)
         assert (failed.returncode, failed.stdout) == (3, "")
         assert failed.stderr.startswith("taxi: --url: ")
         assert said in failed.stderr

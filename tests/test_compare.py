@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -52,10 +52,10 @@ from loadtest.comparison.run import (
     scenario_names,
 )
 from loadtest.history import Request, Setup, percentiles_ms
+from tests.commands import TAXI, run
 from tests.conftest import open_directory
 from tests.world import Execute, NewDatabase
 
-TAXI = str(Path(sys.executable).parent / "taxi")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SAFE, UNSAFE = "exclusion_upsert", "check_then_insert"
 NINE = datetime(2026, 12, 1, 9, tzinfo=UTC)
@@ -83,18 +83,6 @@ class Ran:
         return self.folder / "cells.jsonl"
 
 
-@contextmanager
-def running(server: EmbeddedPostgres, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [TAXI, "compare", *arguments],
-        env=os.environ | {"DATABASE_URL": server.url},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield process
-
-
 @pytest.fixture(scope="module")
 def ran(server: EmbeddedPostgres) -> Iterator[Ran]:
     """A comparison that was stopped by Ctrl-C after its first cell, and gone on with."""
@@ -102,20 +90,20 @@ def ran(server: EmbeddedPostgres) -> Iterator[Ran]:
         cells = folder / "cells.jsonl"
         wanted = ("--strategies", f"{SAFE},{UNSAFE}", "--scenarios", "hot_window", "--quick")
         brief = ("--duration-s", "1", "--output", str(folder))
-        with running(server, *wanted, *brief) as process:
+        with subprocess.Popen(
+            [TAXI, "compare", *wanted, *brief], env=os.environ | {"DATABASE_URL": server.url}
+        ) as process:
             while process.poll() is None and not (cells.exists() and cells.read_bytes()):
                 time.sleep(0.05)
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            process.wait(timeout=60)
         kept = cells.read_text().splitlines()
         page = (folder / "comparison.html").read_text()
         yield Ran(folder, server, process.returncode, kept, page, gone_on(server, folder))
 
 
 def gone_on(server: EmbeddedPostgres, folder: Path) -> subprocess.CompletedProcess[str]:
-    with running(server, "--resume", "--output", str(folder)) as process:
-        out, err = process.communicate(timeout=240)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return run("compare", "--resume", "--output", str(folder), DATABASE_URL=server.url)
 
 
 def test_ctrl_c_keeps_what_was_measured_and_reports_it(ran: Ran) -> None:
@@ -219,11 +207,10 @@ def test_a_broken_claim_is_said_and_exits_with_1(ran: Ran) -> None:
 def test_wrong_options_are_named_without_a_traceback(
     server: EmbeddedPostgres, arguments: tuple[str, ...], said: str
 ) -> None:
-    with running(server, *arguments) as process:
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert said in err
-    assert "Traceback" not in err
+    refused = run("compare", *arguments, DATABASE_URL=server.url)
+    assert refused.returncode == 2
+    assert said in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_more_clients_than_the_server_has_connections_for_are_refused(

@@ -2,7 +2,6 @@ import io
 import math
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from datetime import date, timedelta
 from pathlib import Path
@@ -23,11 +22,11 @@ from loadtest.trips.demand import (
     write_csv,
 )
 from loadtest.trips.files import Order, Trip, TripFile, in_order
+from tests.commands import run
 
 NEW_YORK = ZoneInfo("America/New_York")
 MONDAY = date(2026, 3, 2)
 CLOCKS_FORWARD, CLOCKS_BACK = date(2026, 3, 8), date(2026, 11, 1)
-TAXI = Path(sys.executable).with_name("taxi")
 
 
 def demand(**changes: object) -> Demand:
@@ -162,9 +161,7 @@ def test_a_file_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> Non
 
 
 def taxi_demand(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [TAXI, "demand", *options], capture_output=True, text=True, check=False, timeout=120
-    )
+    return run("demand", *options)
 
 
 def test_the_command_writes_to_a_file_or_to_the_output(tmp_path: Path) -> None:

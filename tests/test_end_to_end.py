@@ -14,8 +14,9 @@ import httpx
 import pytest
 
 from booking.postgres import schema
+from tests.commands import TAXI, run
 from tests.conftest import RunningService, let_in
-from tests.test_cli import TAXI, run, servers_in
+from tests.test_cli import servers_in
 
 ZONE = ("--zone", "America/New_York")
 PATIENCE_S = 60
@@ -25,7 +26,7 @@ PATIENCE_S = 60
 def trips(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A file of synthetic trips."""
     path = str(tmp_path_factory.mktemp("demand") / "trips.csv")
-    made = run("demand", "--trips", "800", "--days", "3", "--seed", "1", "-o", path)
+    made = run("demand", "--trips", "400", "--days", "3", "--seed", "1", "-o", path)
     assert made.returncode == 0, made.stderr
     return path
 
@@ -52,7 +53,7 @@ def test_many_clients_over_two_processes_never_double_book(
     assert report["exit_code"] == 0
     assert report["failed"] == 0
     assert report["refused"] > 0, "with nothing refused, nothing was contended"
-    assert report["accepted"] + report["refused"] == report["trips"] == 800
+    assert report["accepted"] + report["refused"] == report["trips"] == 400
     found = audited(fresh_url, schema.SHIPPED)
     assert found["bookings"] == report["accepted"]
     assert found["double_bookings"] == []
@@ -97,7 +98,7 @@ def replay_through_a_crash(trips: str, address: str, home: Path) -> dict[str, An
         text=True,
     ) as replaying:
         with httpx.Client(base_url=address, trust_env=False, timeout=30) as client:
-            while booked(client) < 200:
+            while booked(client) < 100:
                 assert replaying.poll() is None
                 time.sleep(0.05)
         (postmaster,) = servers_in(home)
@@ -120,7 +121,7 @@ def test_what_was_acknowledged_survives_the_death_of_the_database(
     address, home = embedded
     report = replay_through_a_crash(trips, address, home)
     assert report["exit_code"] == 0, report
-    assert report["accepted"] + report["refused"] == 800
+    assert report["accepted"] + report["refused"] == 400
     assert any("503" in reason for reason in report["retries_by_reason"]), report
     assert report["verified"]["missing"] == []
     assert httpx.get(f"{address}/ready", trust_env=False).is_success

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import aclosing
@@ -49,11 +48,11 @@ from loadtest.proof.footprints import Catalogue, Footprint, independent
 from loadtest.proof.scenarios import OF_TWO, Scenario, Sign
 from loadtest.proof.search import Search, Step, Taken, orders
 from loadtest.proof.steps import NotAllowed, stage
+from tests.commands import TAXI, run
 from tests.world import NewDatabase
 
 RECORDED = figures.ROOT / figures.RESULTS / "proof.json"
 RECIPES = [each.name for each in strategies(Act.PREVENTION)]
-TAXI = str(Path(sys.executable).parent / "taxi")
 
 
 def scenario(name: str) -> Scenario:
@@ -486,13 +485,7 @@ async def test_a_schedule_can_be_run_again_by_its_number_and_by_its_steps(
 
 
 def taxi(url: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [TAXI, "prove", *options],
-        env=os.environ | {"DATABASE_URL": url, "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run("prove", *options, DATABASE_URL=url, COLUMNS="100")
 
 
 def databases(server: EmbeddedPostgres) -> list[str]:

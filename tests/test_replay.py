@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -28,9 +27,9 @@ from loadtest.trips import replay as replay_module
 from loadtest.trips.demand import Demand, exactly, write
 from loadtest.trips.files import Order, Trip, TripFile, in_order, most_at_once
 from loadtest.trips.replay import Plan, Replay, Tally
+from tests.commands import TAXI, run
 from tests.conftest import AUTHORIZATION, let_in, open_directory
 
-TAXI = Path(sys.executable).with_name("taxi")
 NEW_YORK = ZoneInfo("America/New_York")
 NOON = datetime(2026, 3, 9, 12, tzinfo=UTC)
 SAMPLE = Path(__file__).parents[2] / "shared/data/nyc_tlc_2019_03_sample.csv"
@@ -62,14 +61,7 @@ def serving(**environment: str) -> Iterator[str]:
 
 def database_in(environment: dict[str, str]) -> str:
     """The database of a service that was started so, be it the embedded one."""
-    found = subprocess.run(
-        [TAXI, "db", "url"],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return found.stdout.strip()
+    return run("db", "url", **environment).stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +98,7 @@ def replayed(plan: Plan, trips: list[Trip], **options: Any) -> Replay:
 
 
 def taxi_replay(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [TAXI, "replay", *options], capture_output=True, text=True, check=False, timeout=240
-    )
+    return run("replay", *options)
 
 
 def bookings_of(url: str, fleet: str) -> list[dict[str, Any]]:

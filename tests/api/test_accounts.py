@@ -51,8 +51,8 @@ from tests.api.household import (
     running,
     series,
 )
+from tests.commands import TAXI, run
 from tests.conftest import ADMINISTRATOR_ID, AUTHORIZATION
-from tests.test_cli import TAXI, run
 
 pytestmark = pytest.mark.anyio
 
