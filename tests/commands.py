@@ -17,15 +17,16 @@ from api.cli import COMMANDS, main
 TAXI = str(Path(sys.executable).parent / "taxi")
 _TIMEOUT_S = 240
 
-_loaded = multiprocessing.get_context("forkserver")
-_loaded.set_forkserver_preload([__name__, "api.app", *(f"api.cli.{name}" for name in COMMANDS)])
+LOADED = multiprocessing.get_context("forkserver")
+LOADED.set_forkserver_preload([__name__, "api.app", *(f"api.cli.{name}" for name in COMMANDS)])
+"""What makes processes that have all modules of the product."""
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """What became of `taxi` with these arguments, and these in its environment besides ours."""
     with TemporaryDirectory() as folder:
         said, complained = Path(folder, "stdout"), Path(folder, "stderr")
-        process = _loaded.Process(
+        process = LOADED.Process(
             target=_command, args=(arguments, os.environ | environment, said, complained)
         )
         process.start()

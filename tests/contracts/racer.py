@@ -1,15 +1,14 @@
-"""One process of a race: many workers, released together, book the same windows.
+"""A race: many workers in several processes, released together, book the same windows.
 
-Run by `test_ledgers.py` as `python racer.py URL RECIPE DRIVER FLEET RIDER ROUNDS`:
-all ask for the driver, and then all for any driver of the fleet. Says `ready`,
-waits for a line, and prints what became of the requests.
+All ask for one driver, and then all for any driver of a fleet.
 """
 
 import asyncio
-import json
-import sys
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
+from typing import Any
 
 from sqlalchemy import ExceptionContext, event
 
@@ -20,10 +19,16 @@ from booking.postgres import reads
 from booking.postgres.database import Database, sqlstate_of
 from booking.strategies import Act, find
 from booking.time_window import TimeWindow
+from tests.commands import LOADED
 
-WORKERS = 8
+WORKERS = 8  # of each process
 FIRST = datetime(2026, 3, 8, tzinfo=UTC)
 AN_HOUR = timedelta(hours=1)
+_PATIENCE_S = 120
+
+type Wish = dict[str, object]
+type Outcomes = list[Counter[str]]
+"""For each wish, how often what became of it, by name."""
 
 
 def count_deadlocks(database: Database) -> list[BaseException]:
@@ -43,21 +48,38 @@ def count_deadlocks(database: Database) -> list[BaseException]:
     return seen
 
 
-async def race(
-    url: str, recipe: str, wishes: list[dict[str, object]], rounds: int
-) -> list[Counter[str]]:
-    """Every worker asks once a round and wish; for each wish, the outcomes by name."""
+def race(url: str, recipe: str, wishes: list[Wish], rounds: int, processes: int) -> Outcomes:
+    """Every worker of every process asks once a round and wish; for each wish, the outcomes."""
+    start, told = LOADED.Barrier(processes), LOADED.Queue()
+    racers = [
+        LOADED.Process(target=_process, args=(told, start, url, recipe, wishes, rounds))
+        for _ in range(processes)
+    ]
+    for racer in racers:
+        racer.start()
+    each = [told.get(timeout=_PATIENCE_S) for _ in racers]
+    for racer in racers:
+        racer.join()
+    assert [racer.exitcode for racer in racers] == [0] * processes
+    return [sum(counts, Counter()) for counts in zip(*each, strict=True)]
+
+
+def _process(told: Queue[Outcomes], start: Barrier, *arguments: Any) -> None:
+    told.put(asyncio.run(_race(start, *arguments)))
+
+
+async def _race(start: Barrier, url: str, recipe: str, wishes: list[Wish], rounds: int) -> Outcomes:
     database = Database(url, pool_size=WORKERS)
     ledger = find(Act.PREVENTION, recipe).load()(database, AskThenOffer())
     barrier = asyncio.Barrier(WORKERS)
-    outcomes: list[Counter[str]] = [Counter() for _ in wishes]
+    outcomes: Outcomes = [Counter() for _ in wishes]
     deadlocks = count_deadlocks(database)
 
     async def work() -> None:
         for wish, counts in zip(wishes, outcomes, strict=True):
             for number in range(rounds):
-                start = FIRST + number * AN_HOUR
-                request = BookingRequest(window=TimeWindow(start, start + AN_HOUR), **wish)
+                begin = FIRST + number * AN_HOUR
+                request = BookingRequest(window=TimeWindow(begin, begin + AN_HOUR), **wish)
                 await barrier.wait()
                 try:
                     await ledger.book(request)
@@ -68,9 +90,7 @@ async def race(
     try:
         # Open every connection before the start, or the first to have one wins each round.
         await asyncio.gather(*[database.transact(reads.ping) for _ in range(WORKERS)])
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
-        await asyncio.to_thread(sys.stdin.readline)
+        await asyncio.to_thread(start.wait, _PATIENCE_S)
         async with asyncio.TaskGroup() as group:
             for _ in range(WORKERS):
                 group.create_task(work())
@@ -78,12 +98,3 @@ async def race(
         await database.close()
     outcomes[0]["deadlock"] = len(deadlocks)
     return [+counts for counts in outcomes]
-
-
-if __name__ == "__main__":
-    url, recipe, driver, fleet, rider, rounds = sys.argv[1:]
-    wishes = [
-        {"rider_id": int(rider), "driver_id": int(driver)},
-        {"rider_id": int(rider), "fleet": fleet},
-    ]
-    json.dump(asyncio.run(race(url, recipe, wishes, int(rounds))), sys.stdout)

@@ -7,13 +7,10 @@ purpose fail them, each the example that is about what it lacks.
 """
 
 import asyncio
-import json
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, NamedTuple
 
@@ -70,7 +67,7 @@ from booking.prevention.one_process import OneProcess
 from booking.prevention.row_lock import RowLock
 from booking.strategies import Act, Strategy, find, strategies
 from booking.time_window import TimeWindow
-from tests.contracts.racer import count_deadlocks
+from tests.contracts.racer import WORKERS, count_deadlocks, race
 from tests.world import (
     MIDNIGHT,
     Execute,
@@ -874,8 +871,6 @@ async def clear(database: Database) -> None:
 ROUNDS = 6
 FLEET = 3
 REPEATS_MAX = 5  # of a race that must catch a recipe
-WORKERS = 8  # of each process of the race
-RACER = Path(__file__).with_name("racer.py")
 
 # A test database's own way to make the gap between look and write wide enough to be met:
 # the product has no seam for it, and whoever leaves no gap is not disturbed.
@@ -1121,31 +1116,13 @@ async def _run_race(url: str, recipe: Strategy, processes: int) -> Outcome:
         hot, rider = await world.driver("of one"), await world.rider()
         for _ in range(FLEET):
             await world.driver("of many")
-        arguments = [url, recipe.name, f"{hot}", "of many", f"{rider}", f"{ROUNDS}"]
-        answers = await _run_racers(processes, arguments)
+        wishes = [
+            {"rider_id": rider, "driver_id": hot},
+            {"rider_id": rider, "fleet": "of many"},
+        ]
+        answers = await asyncio.to_thread(race, url, recipe.name, wishes, ROUNDS, processes)
         found = (await world.audit()).double_bookings
         of_one = sum(double.driver_id == hot for double in found)
         return Outcome(answers, [of_one, len(found) - of_one], await world.recorded())
     finally:
         await database.close()
-
-
-async def _run_racers(processes: int, arguments: list[str]) -> list[Counter[str]]:
-    racers = [
-        await asyncio.create_subprocess_exec(
-            sys.executable,
-            RACER,
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        for _ in range(processes)
-    ]
-    for racer in racers:
-        assert await racer.stdout.readline() == b"ready\n"
-    for racer in racers:
-        racer.stdin.write(b"go\n")
-    finished = [await racer.communicate() for racer in racers]
-    assert [racer.returncode for racer in racers] == [0] * processes
-    each = [json.loads(out) for out, _ in finished]
-    return [sum(map(Counter, counts), Counter()) for counts in zip(*each, strict=True)]
