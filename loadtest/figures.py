@@ -28,7 +28,7 @@ import msgspec
 from booking.errors import TaxiError
 from loadtest.bench import allocators, dual_write, ledger, overrun, shedding
 from loadtest.bench import tables as bench
-from loadtest.comparison import report, stall
+from loadtest.comparison import bars, report, stall
 from loadtest.proof import tables as proof
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +52,7 @@ RENDERERS: dict[str, Renderer] = {
     "overrun": overrun.markdown,
     "dual_write": dual_write.markdown,
     "comparison": report.render_matrix,
+    "comparison bars": bars.render,
     "profile": report.render_profile,
     "proof": proof.render_proof,
     "stall": stall.markdown,

@@ -23,11 +23,15 @@ import pytest
 from api.cli.compare import command
 from booking.errors import InvalidInput
 from booking.postgres.embedded import EmbeddedPostgres
+from booking.postgres.schema import SHIPPED
+from loadtest import bars, figures
 from loadtest.comparison import processes, report
 from loadtest.comparison import run as comparing
+from loadtest.comparison.bars import bars_of
 from loadtest.comparison.files import Files
 from loadtest.comparison.results import (
     BARE_INSERT,
+    CALM,
     NO_OP,
     ORM_RIVAL,
     Audited,
@@ -38,6 +42,7 @@ from loadtest.comparison.results import (
     Key,
     Kind,
     Measured,
+    Spread,
     compare,
     judge,
     keys_of,
@@ -159,6 +164,41 @@ def test_results_are_written_in_three_forms(ran: Ran) -> None:
     page = (ran.folder / "comparison.html").read_text()
     assert re.findall(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", page) == []
     assert UNSAFE in page
+
+
+def test_what_is_to_be_reached_is_judged_by_what_was_measured(ran: Ran) -> None:
+    recorded = msgspec.convert(figures.recorded("comparison"), Comparison)
+    assert [each.reached for each in bars_of(recorded)][2:] == [True] * 3
+    slow, faulty = (
+        replaced(
+            recorded,
+            SHIPPED,
+            answered_per_s=Spread(1.0, 1.0, 1.0),
+            audited=Audited(1, 1, 1, lost=1),
+        ),
+        replaced(recorded, UNSAFE, audited=Audited(1, 1, 1)),
+    )
+    assert [each.reached for each in bars_of(slow)] == [False, False, True, False, True]
+    assert bars_of(faulty)[-1].reached is False
+    assert {each.reached for each in bars_of(ran.comparison)[:3]} == {None}, "one scenario alone"
+    assert bars.HEADINGS[0] in (ran.folder / "comparison.html").read_text()
+
+
+def replaced(comparison: Comparison, contender: str, **changes: Any) -> Comparison:
+    """As if the contender had been measured and audited otherwise, in the calm scenario."""
+    summaries = [
+        msgspec.structs.replace(each, **changes)
+        if (each.contender, each.scenario) == (contender, CALM)
+        else each
+        for each in comparison.summaries
+    ]
+    verdicts = [
+        msgspec.structs.replace(each, audited=changes["audited"])
+        if each.contender == contender
+        else each
+        for each in comparison.verdicts
+    ]
+    return msgspec.structs.replace(comparison, summaries=tuple(summaries), verdicts=tuple(verdicts))
 
 
 def test_no_database_is_left_behind(ran: Ran) -> None:

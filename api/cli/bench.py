@@ -16,7 +16,7 @@ from api.cli import names
 from api.cli.bench_postgres import AllocatorsBench, LedgerBench
 from booking.errors import InvalidInput
 from booking.policies import POLICIES
-from loadtest import figures
+from loadtest import bars, figures
 from loadtest.bench import allocation, detection, method, policies, tables
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
@@ -241,7 +241,7 @@ def _print(console: Console, title: str, headings: list[str], rows: dict[str, li
 def _print_bars(results: dict[str, Any], console: Console) -> None:
     reached = [bar for result in results.values() for bar in getattr(result, "bars", ())]
     if reached:
-        table = Table(*tables.BAR_HEADINGS, title="figures to reach", title_justify="left")
+        table = Table(*bars.HEADINGS, title="figures to reach", title_justify="left")
         for bar in reached:
-            table.add_row(*tables.bar_cells(bar))
+            table.add_row(*bars.cells(bar))
         console.print(table)

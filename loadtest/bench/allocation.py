@@ -26,8 +26,8 @@ from api.settings import Settings
 from booking.rosters import Roster
 from booking.strategies import Act, strategies
 from booking.time_window import TimeWindow
+from loadtest.bars import Bar
 from loadtest.bench.method import (
-    Bar,
     Contest,
     Contestant,
     Disagreement,

@@ -51,6 +51,7 @@ from booking.prevention.exclusion_upsert import ExclusionUpsert
 from booking.strategies import Act, find, strategies
 from booking.time_window import TimeWindow
 from loadtest import machine
+from loadtest.bars import Bar
 from loadtest.bench import databases, method
 from loadtest.bench.ceilings import UncheckedInsert
 from loadtest.bench.sweep import double_booked
@@ -137,7 +138,7 @@ class Result(msgspec.Struct, frozen=True):
     server: dict[str, str]
     plan: Plan
     cells: list[Cell]
-    bars: list[method.Bar]
+    bars: list[Bar]
 
     def pairs(self) -> list[tuple[Cell, Cell]]:
         """The cells of each combination, the less busy one first."""
@@ -208,7 +209,7 @@ def ratios(less: Cell, more: Cell) -> list[float]:
     return [a / b for a, b in zip(more.rates(), less.rates(), strict=True)]
 
 
-def bars_of(result: Result) -> list[method.Bar]:
+def bars_of(result: Result) -> list[Bar]:
     """The figures to reach: of the fastest of those that are safe, and of all of those."""
     safe = [(less, more) for less, more in result.pairs() if less.safe()]
     less, more = max(safe, key=lambda pair: statistics.median(pair[1].rates()))
@@ -216,14 +217,14 @@ def bars_of(result: Result) -> list[method.Bar]:
     double = sum(cell.double_bookings() for pair in safe for cell in pair)
     median = statistics.median(best)
     return [
-        method.Bar(
+        Bar(
             f"any driver at {more.busy:.0%} busy against {less.busy:.0%},"
             f" the fastest: `{less.allocator}`, {less.behind}",
             f"≥ {_RATIO_MIN}",
             f"{median:.2f} ({min(best):.2f} to {max(best):.2f})",
             median >= _RATIO_MIN,
         ),
-        method.Bar("double bookings of what is safe", "0", f"{double}", double == 0),
+        Bar("double bookings of what is safe", "0", f"{double}", double == 0),
     ]
 
 

@@ -20,8 +20,8 @@ from api.settings import Settings
 from booking.calendars import Calendar
 from booking.strategies import Act, strategies
 from booking.time_window import TimeWindow
+from loadtest.bars import Bar
 from loadtest.bench.method import (
-    Bar,
     Contest,
     Contestant,
     Disagreement,

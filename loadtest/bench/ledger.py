@@ -46,6 +46,7 @@ from booking.postgres.tables import WITHOUT_CONSTRAINT
 from booking.strategies import Act, find
 from booking.time_window import TimeWindow
 from loadtest import machine
+from loadtest.bars import Bar
 from loadtest.bench import databases, method
 from loadtest.bench.ceilings import UncheckedInsert
 from loadtest.bench.sweep import double_booked
@@ -160,7 +161,7 @@ class Result(msgspec.Struct):
     clients: int
     plan: Plan
     cells: list[Cell]
-    bars: list[method.Bar]
+    bars: list[Bar]
 
     def cell(self, workload: str, contender: str) -> Cell:
         """The cell of that name."""
@@ -316,7 +317,7 @@ def _some_request(dice: Random, workload: Workload) -> BookingRequest:
     return BookingRequest(dice.randint(1, _RIDERS), TimeWindow(start, start + _TRIP), driver_id)
 
 
-def _bars(plan: Plan, cells: list[Cell]) -> list[method.Bar]:
+def _bars(plan: Plan, cells: list[Cell]) -> list[Bar]:
     def rates(workload: str, contender: str) -> list[float]:
         return next(
             [run.requests_per_s for run in cell.runs]
@@ -324,11 +325,11 @@ def _bars(plan: Plan, cells: list[Cell]) -> list[method.Bar]:
             if (cell.workload, cell.contender) == (workload, contender)
         )
 
-    def bar(figure: str, least: float, one: list[float], other: list[float]) -> method.Bar:
+    def bar(figure: str, least: float, one: list[float], other: list[float]) -> Bar:
         ratios = [a / b for a, b in zip(one, other, strict=True)]
         median = statistics.median(ratios)
         measured = f"{median:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        return method.Bar(figure, f"≥ {least}", measured, median >= least)
+        return Bar(figure, f"≥ {least}", measured, median >= least)
 
     shipped = schema.SHIPPED
     small, large = plan.sizes["small"], plan.sizes["large"]

@@ -46,6 +46,7 @@ import msgspec
 
 from booking.errors import TaxiError
 from loadtest import machine
+from loadtest.bars import Bar
 
 _CALLS_MIN, _CALLS_MAX = 3, 100_000
 _NS_A_S = 1_000_000_000
@@ -130,16 +131,6 @@ class LeftOut(msgspec.Struct, frozen=True):
     measure: str | None
     """None when it is the filling that would take too long."""
     expected_s: float
-
-
-class Bar(msgspec.Struct, frozen=True):
-    """A figure that is to be reached."""
-
-    figure: str
-    bar: str
-    measured: str
-    reached: bool | None
-    """None where it was not measured."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

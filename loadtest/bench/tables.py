@@ -14,8 +14,9 @@ import msgspec
 
 from booking.errors import TaxiError
 from loadtest import machine
+from loadtest.bars import Bar, markdown
 from loadtest.bench import policies as bench_policies
-from loadtest.bench.method import Bar, LeftOut, Result, Shape
+from loadtest.bench.method import LeftOut, Result, Shape
 
 _INK = "#808080"  # readable on white and on black
 _COLOURS = ("#0f9d76", "#3b8fd6", "#d9722b", "#c2559d", "#b39a2e", "#7a6fd0", "#5f9ea0", "#c0504d")
@@ -52,19 +53,7 @@ def allocation(recorded: dict[str, Any]) -> str:
 
 def bars(recorded: dict[str, Any]) -> str:
     """The figures to reach, and whether they were, of any recorded result that has some."""
-    lines = [f"| {' | '.join(BAR_HEADINGS)} |", "|---|---|--:|---|"]
-    bars = msgspec.convert(recorded["bars"], list[Bar])
-    lines += [f"| {' | '.join(bar_cells(each))} |" for each in bars]
-    return "\n".join(lines) + "\n"
-
-
-BAR_HEADINGS = ("figure", "bar", "measured", "reached")
-
-
-def bar_cells(bar: Bar) -> list[str]:
-    """What stands below `BAR_HEADINGS`."""
-    said = {True: "yes", False: "no", None: "not measured"}[bar.reached]
-    return [bar.figure, bar.bar, bar.measured, said]
+    return markdown(msgspec.convert(recorded["bars"], list[Bar]))
 
 
 def row(result: Result, name: str, measure: str) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from loadtest import bars
+from loadtest.comparison.bars import bars_of
 from loadtest.comparison.results import (
     BARE_INSERT,
     NO_OP,
@@ -153,6 +155,7 @@ def render_profile(recorded: Mapping[str, Any]) -> str:
 def markdown(comparison: Comparison) -> str:
     """The matrix, a table for each scenario, and what was caught."""
     parts = ["# The strategies compared\n", render_matrix(msgspec.to_builtins(comparison))]
+    parts += ["## The figures to reach\n", bars.markdown(bars_of(comparison))]
     for scenario in comparison.scenarios:
         parts += [f"## `{scenario}`\n", _table(*scenario_table(comparison, scenario))]
     caught = [each for each in examples(comparison) if each[1]]
@@ -271,6 +274,8 @@ def html(comparison: Comparison) -> str:
         about=conditions(comparison),
         headings=headings,
         rows=rows,
+        bar_headings=bars.HEADINGS,
+        bars=[bars.cells(each) for each in bars_of(comparison)],
         verdicts={each.contender: each for each in comparison.verdicts},
         contenders={each.name: each for each in comparison.contenders},
         shown=_shown(comparison),
