@@ -74,6 +74,8 @@ def test_strategies_lists_each_with_its_act_and_claim() -> None:
     assert {(each["act"], each["name"]) for each in listed} == {
         (each.act.value, each.name) for each in strategies()
     }
+    shown = run("strategies", COLUMNS="80").stdout
+    assert all(each.name in shown for each in strategies())
     claims = {each["name"]: each["claim"] for each in listed if each["act"] == Act.PREVENTION}
     assert claims["check_then_insert"] == "nothing"
     assert claims["exclusion_upsert"] == "safe across processes"
