@@ -69,7 +69,7 @@ uv:
 .tools/uv:
 	@echo 'Setting up (once): fetching uv $(UV_VERSION), then the packages in uv.lock.'
 	@mkdir -p .tools; new=$$(mktemp -d "$$PWD/.tools/new-XXXXXX"); trap 'rm -rf "$$new"' EXIT; \
-	pip='-m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)'; \
+	pip='-m pip install --quiet --disable-pip-version-check --retries 1 uv==$(UV_VERSION)'; \
 	for python in python3 python /usr/bin/python3; do \
 		(cd / && { "$$python" -m venv "$$new/venv" && "$$new/venv/bin/python" $$pip \
 			|| "$$python" $$pip --target "$$new/venv"; }) >"$$new/said" 2>&1 \
@@ -77,5 +77,5 @@ uv:
 		grep -v '^ *$$' "$$new/said" | tail -n 1 >>"$$new/all"; \
 	done; \
 	echo "uv could not be installed: $$(sort -u "$$new/all" | tr '\n' ' ')" >&2; \
-	echo 'Put uv on PATH (https://docs.astral.sh/uv), or on Debian: apt install python3-venv' >&2; \
+	echo 'Check the network, or put uv on PATH (https://docs.astral.sh/uv), or on Debian: apt install python3-venv' >&2; \
 	exit 1

@@ -619,6 +619,15 @@ def test_ctrl_c_ends_the_command_and_leaves_nothing_behind(tmp_path: Path) -> No
     assert not out.exists()
 
 
+def test_memory_is_left_out_where_the_library_that_weighs_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(method, "find_spec", lambda _name: None)
+    plan = Plan(shapes=(Shape(1, 10),), repeats=1, repeat_s=0.0001, questions=10)
+    found = measure(Detection(), plan, contestants={"bisect": Contestant(BisectNeighbours)})
+    assert (found.memory, found.missing) == ([], ["psutil"])
+
+
 def test_whoever_needs_a_package_that_is_not_there_is_left_out_and_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

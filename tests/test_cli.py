@@ -38,11 +38,31 @@ def test_help_shows_every_command() -> None:
         assert command in shown.stdout
 
 
+def test_what_serves_needs_none_of_the_tools_that_measure() -> None:
+    """`make run` installs no development tools."""
+    hidden = ("BTrees", "jinja2", "locust", "matplotlib", "ncls", "numpy", "pandas", "psutil")
+    hide = f"import sys; sys.modules.update(dict.fromkeys({hidden}))"
+
+    def lacking(*arguments: str) -> subprocess.CompletedProcess[str]:
+        code = f"{hide}; from api.cli import main; sys.argv = {['taxi', *arguments]}; main()"
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        )
+
+    shown = lacking("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    compared = lacking("compare", "--quick")
+    assert (compared.returncode, compared.stderr.count("\n")) == (3, 1)
+    assert "`make compare`" in compared.stderr
+
+
 def test_strategies_lists_each_with_its_act_and_claim() -> None:
     listed = json.loads(run("strategies", "--json").stdout)
     assert {(each["act"], each["name"]) for each in listed} == {
         (each.act.value, each.name) for each in strategies()
     }
+    shown = run("strategies", COLUMNS="80").stdout
+    assert all(each.name in shown for each in strategies())
     claims = {each["name"]: each["claim"] for each in listed if each["act"] == Act.PREVENTION}
     assert claims["check_then_insert"] == "nothing"
     assert claims["exclusion_upsert"] == "safe across processes"

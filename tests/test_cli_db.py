@@ -141,6 +141,7 @@ def test_what_is_replaced_stays_under_another_name_and_a_bad_file_costs_nothing(
     failed = run("db", "restore", str(bad), "--yes", DATABASE_URL=url)
     assert failed.returncode == 3
     assert "Traceback" not in failed.stderr
+    assert failed.stderr.count("pg_restore") == 1
     assert query(url, "SELECT name FROM riders") == [("Grace",)]
 
     replaced = run("db", "restore", str(file), "--yes", DATABASE_URL=url)

@@ -5,6 +5,7 @@ It works on the database itself: the first administrator has nobody to be made b
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -17,7 +18,7 @@ from api.cli.remote import ID
 from api.passwords import Passwords
 from api.tokens import mint
 from booking.accounts import Account, Role
-from booking.errors import InvalidInput, NotFound
+from booking.errors import EmailTaken, InvalidInput, NotFound
 from booking.postgres import accounts, schema
 from booking.postgres.database import Database
 from booking.postgres.ledger import add_rider
@@ -125,9 +126,13 @@ def token(prevention: str, allocator: str, email: str, hours: float) -> None:
 
 def _password() -> str:
     """That in `TAXI_PASSWORD`, or what somebody types."""
-    given: str = os.environ.get("TAXI_PASSWORD") or click.prompt(
-        "Password", hide_input=True, confirmation_prompt=True
-    )
+    given = os.environ.get("TAXI_PASSWORD")
+    if not given and not sys.stdin.isatty():
+        raise InvalidInput(
+            "It is not set, and no terminal is there to ask at.", field="TAXI_PASSWORD"
+        )
+    if not given:
+        given = str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
     if len(given) < PASSWORD_CHARS_MIN:
         raise InvalidInput(
             f"It must have {PASSWORD_CHARS_MIN} characters at least.", field="TAXI_PASSWORD"
@@ -146,7 +151,7 @@ def _on_the_database(
         url = schema.prepare(server, prevention, allocator)
         try:
             return asyncio.run(_transact(url, work))
-        except (InvalidInput, NotFound) as error:
+        except (InvalidInput, NotFound, EmailTaken) as error:
             where = _OPTIONS.get(error.field or "", error.field)
             raise InvalidInput(error.message, field=where) from None
 

@@ -18,7 +18,12 @@ _OPTIONS = {"driver_id": "DRIVER", "start": "--day", "end": "--day"}
 
 @click.command("agenda")
 @click.argument("driver_id", metavar="DRIVER", type=ID)
-@click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="Which local day.  [default: today]")
+@click.option(
+    "--day",
+    type=click.DateTime(["%Y-%m-%d"]),
+    metavar="YYYY-MM-DD",
+    help="Which local day.  [default: today]",
+)
 @click.option(
     "--zone", type=ZONE, help="The zone of the day and of the times.  [default: the driver's]"
 )

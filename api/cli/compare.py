@@ -38,7 +38,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class NoTools(TaxiError):
-    """A comparison needs Locust and matplotlib, the development tools: `make compare`."""
+    """A comparison needs the development tools, such as Locust and matplotlib: `make compare`."""
 
 
 def _names(known: Callable[[], Sequence[str]]) -> Callable[..., tuple[str, ...] | None]:
@@ -113,7 +113,7 @@ def command(
         raise click.UsageError("--quick and --full exclude each other.")
     if resume:
         _refuse_besides_resume(context)
-    for tool in ("locust", "matplotlib", "jinja2"):
+    for tool in ("locust", "matplotlib", "jinja2", "psutil"):
         if importlib.util.find_spec(tool) is None:
             raise NoTools
     files = Files(output or home() / "comparison")

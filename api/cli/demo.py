@@ -124,7 +124,7 @@ Serving on {address}
 
   API page            {address}/docs
   Sign in as          {emails}
-  Password            {PASSWORD}
+  Password            {PASSWORD}    (these three words)
 
   A dispatcher's      export TAXI_TOKEN={demo.token}
 """

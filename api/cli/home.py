@@ -22,17 +22,21 @@ def strategy_options[F: Callable[..., object]](command: F) -> F:
     prevention = click.option(
         "--prevention",
         type=click.Choice([each.name for each in strategies(Act.PREVENTION)]),
+        metavar="RECIPE",  # two dozen names would bury the other options
         default=SHIPPED,
         show_default=True,
-        help="The prevention recipe. Any but the shipped one has a database of its own.",
+        help="The prevention recipe, one of `taxi strategies --act prevention`."
+        " Any but the shipped one has a database of its own.",
     )
     allocator = click.option(
         "--allocator",
         type=click.Choice(_ALLOCATORS),
+        metavar="ALLOCATOR",
         envvar="TAXI_ALLOCATOR",
         default=SHIPPED_ALLOCATOR,
         show_default=True,
-        help="How SQL finds any free driver; a database of its own, likewise.",
+        help=f"How SQL finds any free driver: {', '.join(_ALLOCATORS)}."
+        " A database of its own, likewise.",
     )
     return prevention(allocator(command))
 

@@ -91,6 +91,7 @@ def ask[T](url: str, work: Callable[[TaxiClient], Awaitable[T]], options: Mappin
     except ProblemNotAllowed as problem:
         if problem.status == HTTPStatus.UNAUTHORIZED:
             problem.field = "TAXI_TOKEN"
+            problem.message += " `taxi account token` prints one."
         raise
     except NoService as error:
         raise NoService(error.message, field="--url") from None

@@ -19,7 +19,10 @@ def command(act: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(each) for each in found], indent=2))
         return
-    table = Table("act", "strategy", "claim", "idea", box=None, header_style="bold")
+    table = Table("act", box=None, header_style="bold")
+    table.add_column("strategy", no_wrap=True)  # a name cut short cannot be given to --prevention
+    table.add_column("claim")
+    table.add_column("idea")
     for each in found:
         table.add_row(each.act, each.name, each.claim or "-", each.idea)
     Console().print(table)

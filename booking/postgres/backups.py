@@ -242,4 +242,6 @@ def _run(
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise failed(f"{failed.default_message()} {name}: {said[-1]}")
+        # They begin by their own name, and by "error: ", or say nothing of either.
+        last = said[-1].removeprefix(f"{name}: ").removeprefix("error: ")
+        raise failed(f"{failed.default_message()} {name}: {last}")

@@ -39,6 +39,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import batched, cycle, islice
 from typing import Any, NamedTuple
 
@@ -250,6 +251,7 @@ def measure[Subject, Work](
     Raises `Disagreement` if one of them answers wrongly.
     """
     everybody, missing = contest.contestants()
+    weighs = plan.memory_bookings and find_spec("psutil")  # by which memory is measured
     contestants = everybody if contestants is None else contestants
     packages = sorted({each.package for each in contestants.values() if each.package})
     about = machine.describe(packages)
@@ -257,7 +259,10 @@ def measure[Subject, Work](
     with undisturbed():
         for shape in plan.shapes:
             run.measure_shape(shape)
-    run.measure_memory()
+    if weighs:
+        run.measure_memory()
+    elif plan.memory_bookings:
+        missing.append("psutil")
     result = Result(
         machine=about,
         plan=plan,

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 import asyncpg
-import psutil
 
 from booking.postgres.database import dsn
 
@@ -31,6 +30,8 @@ async def postmaster(url: str) -> int | None:
 
 
 def _parent_of(backend: int) -> int | None:
+    import psutil  # noqa: PLC0415  # not in every environment, and `taxi --help` loads this file
+
     with suppress(psutil.Error):
         parent = psutil.Process(backend).parent()
         if parent is not None and "postgres" in parent.name():
@@ -49,6 +50,8 @@ def between(before: Seconds, after: Seconds) -> Seconds:
 
 
 def _of_tree(pid: int) -> float:
+    import psutil  # noqa: PLC0415  # as above
+
     total_s = 0.0
     with suppress(psutil.Error):
         root = psutil.Process(pid)

@@ -716,7 +716,7 @@ def test_the_first_administrator_is_made_at_the_terminal(
     made = account("add", "--role", "administrator", *email)
     assert "first@tests.example is there: administrator" in made
     for arguments, said in (
-        (("add", "--role", "dispatcher", *email), "email: There is an account"),
+        (("add", "--role", "dispatcher", *email), "--email: There is an account"),
         (("add", "--role", "driver", "--email", "a@b.example"), "--driver: "),
         (
             ("add", "--role", "driver", "--driver", "9", "--email", "a@b.example"),
@@ -743,4 +743,7 @@ def test_the_first_administrator_is_made_at_the_terminal(
         account("token", *email)
     monkeypatch.setenv("TAXI_PASSWORD", "short")
     with pytest.raises(InvalidInput, match="12 characters"):
+        account("add", "--role", "dispatcher", "--email", "second@tests.example")
+    monkeypatch.delenv("TAXI_PASSWORD")
+    with pytest.raises(InvalidInput, match="no terminal"):
         account("add", "--role", "dispatcher", "--email", "second@tests.example")
