@@ -33,6 +33,7 @@ from booking.postgres.tables import (
     to_come,
     waiting_list,
 )
+from booking.postgres.waiting import waited_for
 
 _COLUMNS = (
     accounts.c.id,
@@ -308,7 +309,7 @@ async def within_hours[T](
     after = await booked_ahead(connection, rider_id)
     if after > before and after > hours_max * _HOUR:
         raise OverLimit(
-            f"A rider may have {hours_max:g} hours booked ahead;"
+            f"A rider may have {hours_max:g} hours booked ahead or waited for;"
             f" with this it would be {after / _HOUR:.4g}.",
             field="predicted_end",
         )
@@ -316,10 +317,15 @@ async def within_hours[T](
 
 
 async def booked_ahead(connection: AsyncConnection, rider_id: int) -> timedelta:
-    """How long the rider's trips are, taken together, that are held or confirmed and not over."""
+    """How long the rider's trips are, taken together, that are held or confirmed and not over.
+
+    With those that they wait for: an offer is made in somebody else's transaction, which
+    knows no limit, and whoever has it need only confirm.
+    """
     longest_before = func.now(type_=DateTime(timezone=True)) - literal(LONGEST, Interval)
+    booked = func.coalesce(func.sum(predicted_ends - starts), literal(timedelta(), Interval))
     total: timedelta | None = await connection.scalar(
-        select(func.sum(predicted_ends - starts)).where(
+        select(booked + waited_for(rider_id)).where(
             bookings.c.rider_id == rider_id,
             to_come,
             not_(lapsed),

@@ -511,7 +511,7 @@ async def test_ten_at_once_do_not_get_more_than_one_rider_may_have(household: Ho
     assert {each["type"] for each in refused} == {"/problems/over-limit"}
     assert {each["status"] for each in refused} == {409}
     assert refused[0]["detail"] == (
-        "A rider may have 2 hours booked ahead; with this it would be 2.5."
+        "A rider may have 2 hours booked ahead or waited for; with this it would be 2.5."
     )
 
 
@@ -567,7 +567,14 @@ async def test_the_limit_is_that_of_riders_whatever_they_ask_for(household: Hous
         assert await refused(await rider.post("/bookings", json=wish(600, 601)))
         for number in (booked, held):
             assert (await rider.post(f"/bookings/{number}/cancel")).status_code == 200
-        assert (await rider.post("/bookings", json=wish(600, 660))).status_code == 201
+        last = await add(rider, "/bookings", **wish(600, 660))
+        assert (await rider.post(f"/bookings/{last}/cancel")).status_code == 200
+        # What is waited for counts: it is offered in the transaction of somebody without limits.
+        assert await refused(await rider.post("/waiting-list", json=wish(500, 561)))
+        waits = await add(rider, "/waiting-list", **wish(500, 560))
+        assert await refused(await rider.post("/bookings", json=wish(700, 701)))
+        assert (await rider.post(f"/waiting-list/{waits}/withdraw")).status_code == 200
+        assert (await rider.post("/bookings", json=wish(700, 760))).status_code == 201
 
 
 async def test_who_asks_too_often_is_told_when_to_come_back(own_url: str) -> None:
