@@ -10,6 +10,8 @@ whose token is known costs two look-ups in memory.
 """
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic, time
@@ -24,7 +26,7 @@ from litestar.security.jwt import Token
 from api.access import is_loopback
 from api.settings import SECRET_BYTES_MIN, Settings
 from booking.accounts import Principal
-from booking.errors import InvalidInput, IssuerSilent, NoPasswords, NotSignedIn
+from booking.errors import InvalidInput, IssuerSilent, NoPasswords, NotSignedIn, TaxiError
 from booking.postgres import accounts
 from booking.postgres.accounts import Standing
 from booking.postgres.database import Database
@@ -136,6 +138,19 @@ class Tokens:
         if count_from is not None and read.issued_s < int(count_from.timestamp()):
             raise NotSignedIn
         return principal
+
+    async def while_good[T](self, token: str, messages: AsyncGenerator[T]) -> AsyncGenerator[T]:
+        """The messages, until the token is good for nothing: it is looked at before each.
+
+        Where it cannot be known they end as well, and whoever wants more asks again.
+        """
+        async with aclosing(messages):
+            async for message in messages:
+                try:
+                    await self.principal_of(token)
+                except TaxiError:
+                    return
+                yield message
 
     async def _verify(self, token: str) -> _Read:
         if self._issuer is not None and _issuer_in(token) == self._issuer.name:

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,9 +32,11 @@ from api.cli.account import command as account_command
 from api.cli.demo import PASSWORD as DEMO_PASSWORD
 from api.cli.demo import seed
 from api.cli.home import token_secret
+from api.feed import Feed
 from api.passwords import Passwords
 from api.settings import read_settings
 from booking.errors import InvalidInput, TaxiError
+from booking.events import Cursor, EventFilter
 from booking.postgres import accounts, schema
 from booking.postgres.database import Database
 from tests.api.household import (
@@ -313,6 +315,33 @@ async def test_an_account_that_is_disabled_counts_no_more(
         )
         assert (await driver.get("/me")).status_code == 401
         assert (await household.as_role("nobody").get("/health")).status_code == 200
+
+
+async def test_a_stream_ends_when_its_account_is_disabled(
+    household: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, stream = asyncio.Event(), Feed.stream
+
+    def noting(feed: Feed, wanted: EventFilter, after: Cursor) -> AsyncGenerator[Any]:
+        opened.set()
+        return stream(feed, wanted, after)
+
+    monkeypatch.setattr(Feed, "stream", noting)
+    async with (
+        household.as_role("dispatcher") as dispatcher,
+        household.as_role("administrator") as administrator,
+        asyncio.timeout(20),
+    ):
+        account_id = (await dispatcher.get("/me")).json()["id"]
+        following = asyncio.create_task(dispatcher.get("/events/stream"))
+        await opened.wait()
+        await administrator.post(f"/accounts/{account_id}/disable")
+        number = household.own["booking_id"]
+        assert (await administrator.post(f"/bookings/{number}/cancel")).status_code == 200
+        # Without a look at the account it lasts for ever, and tells of what is done now.
+        followed = await following
+    assert followed.status_code == 200
+    assert "data:" not in followed.text
 
 
 async def test_a_new_password_ends_the_tokens_from_before(app: Litestar) -> None:
