@@ -77,10 +77,10 @@ class _Known:
     until_s: float
 
 
-def mint(secret: str, account_id: int, lasts: timedelta) -> str:
+def mint(secret: str, account_id: int, lasts: timedelta, issued_at: datetime | None = None) -> str:
     """A token of the service's own for an account: for whoever holds the secret."""
-    expires = datetime.now(UTC) + lasts
-    token = Token(exp=expires, sub=str(account_id), iss=ISSUER, aud=ISSUER)
+    issued_at = issued_at or datetime.now(UTC)
+    token = Token(exp=issued_at + lasts, iat=issued_at, sub=str(account_id), iss=ISSUER, aud=ISSUER)
     return token.encode(secret, _ALGORITHM)
 
 
@@ -101,10 +101,14 @@ class Tokens:
         self._known: dict[Who, _Known] = {}
         self._asking: dict[Who, asyncio.Task[_Known]] = {}
 
-    def issue(self, account_id: int) -> tuple[str, timedelta]:
-        """A token for the account, and how long it lasts. Raises as `check_issues` does."""
+    def issue(self, account_id: int, looked_at: datetime) -> tuple[str, timedelta]:
+        """A token for the account, and how long it lasts. Raises as `check_issues` does.
+
+        It is as old as the look at the account that it rests on: the check of a password may
+        wait for its turn, and who changes it meanwhile ends this token as well.
+        """
         self.check_issues()
-        return mint(self._secret, account_id, self._lasts), self._lasts
+        return mint(self._secret, account_id, self._lasts, looked_at), self._lasts
 
     def check_issues(self) -> None:
         """Raise `NoPasswords` where only an external issuer is trusted."""

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -181,9 +182,8 @@ async def test_a_hash_of_older_parameters_is_made_anew_when_somebody_signs_in(
         return found and found.password_hash
 
     try:
-        await database.transact(
-            lambda c: accounts.set_password(c, account["id"], weak, is_new=False)
-        )
+        known = await database.transact(lambda c: accounts.credentials_of(c, account["id"]))
+        await database.transact(lambda c: accounts.set_password(c, known, weak, is_new=False))
         assert (await sign_in(app, "old@tests.example", "wrong")).status_code == 401
         assert await kept() == weak
         assert (await sign_in(app, "old@tests.example")).status_code == 200
@@ -357,6 +357,48 @@ async def test_a_new_password_ends_the_tokens_from_before(app: Litestar) -> None
         assert (await changing.get("/me")).status_code == 401
     assert (await sign_in(app, "changing@tests.example")).status_code == 401
     assert (await sign_in(app, "changing@tests.example", PASSWORD[::-1])).status_code == 200
+
+
+async def test_who_knows_a_password_from_before_is_not_let_in_by_asking_in_time(
+    app: Litestar, own_url: str, execute: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
+    account_id = (await sign_up(app, "raced@tests.example"))["id"]
+    of_it = f"WHERE id = {account_id}"
+    matches = Passwords.matches
+    # How the account stood is not believed for a while, as it is changed behind the service.
+    monkeypatch.setattr(tokens_module, "_STANDING_S", 0)
+
+    async def while_it_is_changed(self: Passwords, kept: str | None, password: str) -> bool:
+        right = await matches(self, kept, password)
+        # Until the next second has begun: a token knows its birth in whole ones.
+        await asyncio.sleep(1.01 - time.time() % 1)
+        await execute(
+            own_url,
+            f"UPDATE accounts SET password_hash = 'new', password_changed_at = now() {of_it}",
+        )
+        return right
+
+    async def kept() -> str | None:
+        database = Database(own_url, pool_size=1)
+        try:
+            found = await database.transact(lambda c: accounts.credentials_of(c, account_id))
+        finally:
+            await database.close()
+        return found.password_hash
+
+    monkeypatch.setattr(Passwords, "matches", while_it_is_changed)
+    change = {"present_password": PASSWORD, "new_password": PASSWORD[::-1]}
+    async with asking(app, bearer(account_id)) as changing:
+        refused = await changing.post("/me/password", json=change)
+    assert (refused.status_code, await kept()) == (422, "new")
+    # A hash that is made anew must not bring the old password back either.
+    await execute(own_url, f"UPDATE accounts SET password_hash = '{weak}' {of_it}")
+    signed_in = await sign_in(app, "raced@tests.example")
+    assert (signed_in.status_code, await kept()) == (200, "new")
+    headers = {"Authorization": f"Bearer {signed_in.json()['access_token']}"}
+    async with asking(app, headers) as late:
+        assert (await late.get("/me")).status_code == 401
 
 
 async def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
