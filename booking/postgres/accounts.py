@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, func, literal, not_, select, update
+from sqlalchemy import ColumnElement, delete, func, literal, not_, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import DateTime, Interval
@@ -215,11 +215,22 @@ async def set_password(
 
 
 async def disable_account(connection: AsyncConnection, account_id: int) -> Account:
-    """Disable the account for good; one that is disabled stays so. Raises `UnknownAccount`."""
+    """Disable the account for good; one that is disabled stays so. Raises `UnknownAccount`.
+
+    The links to the calendar of whom it speaks for open nothing any more.
+    """
     since = func.coalesce(accounts.c.disabled_at, func.now())
     changed = await _change(connection, account_id, {"disabled_at": since})
     if changed is None:
         raise UnknownAccount(f"There is no account {account_id}.", field="account_id")
+    await connection.execute(
+        delete(calendar_links).where(
+            or_(
+                calendar_links.c.rider_id == changed.rider_id,
+                calendar_links.c.driver_id == changed.driver_id,
+            )
+        )
+    )
     return changed
 
 

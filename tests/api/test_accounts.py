@@ -306,9 +306,14 @@ async def test_an_account_that_is_disabled_counts_no_more(
     ):
         assert (await rider.get("/me")).status_code == 200
         assert (await driver.get("/me")).status_code == 200
+        made = await rider.post(f"/riders/{household.own['rider_id']}/calendar-link")
+        another = await driver.post(f"/drivers/{household.own['driver_id']}/calendar-link")
         disabled = await administrator.post(f"/accounts/{account_id}/disable")
         assert disabled.json()["disabled_at"] is not None
         assert (await rider.get("/me")).status_code == 401
+        # A link needs no account, and would go on telling.
+        assert (await rider.get(made.json()["path"])).status_code == 404
+        assert (await rider.get(another.json()["path"])).status_code == 200
         driver_account = (await driver.get("/me")).json()["id"]
         await execute(
             own_url, f"UPDATE accounts SET disabled_at = now() WHERE id = {driver_account}"
