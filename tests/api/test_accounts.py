@@ -202,6 +202,7 @@ async def test_a_hash_of_older_parameters_is_made_anew_when_somebody_signs_in(
         ({"password": "short"}, 422, "password"),
         ({"password": None}, 422, "password"),
         ({"email": "nobody"}, 422, "email"),
+        ({"email": "new@tests.example\n"}, 422, "email"),
         ({"name": None}, 422, "name"),
         ({"role": "king"}, 422, "role"),
         ({"role": "administrator"}, 403, None),
