@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from msgspec import Meta, Struct
 
-from api.patterns import EMAIL, PRINTABLE
+from api.patterns import EMAIL, IN_WORDS, PRINTABLE
 from api.structs import ID_MAX, Id, Instant, Name, Page
 from booking.accounts import Account, Role
 from booking.errors import InvalidInput
@@ -71,6 +71,10 @@ class AccountIn(Struct, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """Raise `InvalidInput` unless it says whom it is for, and how they sign in."""
+        for name, form in (("email", EMAIL), ("issuer", PRINTABLE), ("subject", PRINTABLE)):
+            # The pattern lets a newline behind it pass, as Python reads it.
+            if (getattr(self, name) or "").endswith("\n"):
+                raise InvalidInput(IN_WORDS[form], field=name)
         if (self.issuer is None) != (self.subject is None):
             field = "subject" if self.subject is None else "issuer"
             raise InvalidInput("The issuer and the subject go together.", field=field)

@@ -12,10 +12,11 @@ from typing import Any
 
 from litestar import Litestar, get
 from litestar.di import Provide
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, InternalServerException
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import License, Tag
 from litestar.response import Redirect
+from litestar.static_files import StaticFilesConfig
 from litestar_offline_docs import generate_static_files_config
 
 from api import metrics, tracing
@@ -26,7 +27,7 @@ from api.feed import Feed
 from api.idempotency import Commands, forget_keys
 from api.openapi import DocumentConfig
 from api.osrm import Osrm
-from api.problems import on_bug, on_domain_error, on_http_error
+from api.problems import on_bug, on_domain_error, on_http_error, on_no_file
 from api.requests import StrictRequest, refuse_unknown_parameters
 from api.routes.availability import AvailabilityController
 from api.routes.bookings import BookingsController
@@ -147,7 +148,7 @@ def create_app(settings: Settings) -> Litestar:
         middleware=[*([traces.middleware] if traces else []), metrics.REQUESTS.middleware],
         plugins=[doors],
         openapi_config=_openapi(),
-        static_files_config=[generate_static_files_config(_STATIC)],
+        static_files_config=[_assets()],
         request_max_body_size=BODY_BYTES_MAX,
         logging_config=None,  # whoever runs the service decides where its log goes
     )
@@ -266,6 +267,13 @@ def _database(settings: Settings, pool_size: int, observer: Observer) -> Databas
         statement_s_max=settings.statement_s_max,
         observer=observer,
     )
+
+
+def _assets() -> StaticFilesConfig:
+    assets = generate_static_files_config(_STATIC)
+    # The framework's word for what the file system will not look up.
+    assets.exception_handlers = {InternalServerException: on_no_file, ValueError: on_no_file}
+    return assets
 
 
 def _openapi() -> DocumentConfig:

@@ -35,7 +35,8 @@ from booking.postgres.database import Database
 class Door:
     """The first door: who is it, and may somebody of that role do this at all?
 
-    The one who asks is in `request.user` from here on: a `Principal`, or None.
+    The one who asks is in `request.user` from here on: a `Principal`, or None. Their token
+    is in `request.auth`, for what outlasts this look at it.
     """
 
     def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
@@ -68,6 +69,7 @@ class Door:
         principal = scope["user"] = await self._tokens.principal_of(token)
         if principal.role not in rule.roles:
             raise NotAllowed
+        scope["auth"] = token
 
 
 class InnerDoor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 from litestar import Request, Response
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException, NotFoundException, ValidationException
 from litestar.params import ParameterKwarg
 from litestar.types import Receive, Scope, Send
 
@@ -163,6 +163,11 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
         type="about:blank", title=status.phrase, status=status, detail=_detail(error, status)
     )
     return problem_response(problem, error.headers)
+
+
+def on_no_file(request: Request[Any, Any, Any], _error: Exception) -> Response[bytes]:
+    """Answer a path that names no file: it is too long for one, goes on below one, or has a NUL."""
+    return on_http_error(request, NotFoundException())
 
 
 def on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -78,7 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     oidc_audience: str = ""
     """An issuer of OpenID Connect whose tokens count as well; without a secret, alone."""
     rider_hours_max: Hours = HOURS_AHEAD_MAX
-    """How many hours one rider may have booked ahead."""
+    """How many hours one rider may have booked ahead or wait for."""
     requests_per_min: Count = 300
     """Of one rider or driver, by each process."""
     sign_ins_per_min: Count = 10

@@ -10,6 +10,8 @@ whose token is known costs two look-ups in memory.
 """
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic, time
@@ -24,7 +26,7 @@ from litestar.security.jwt import Token
 from api.access import is_loopback
 from api.settings import SECRET_BYTES_MIN, Settings
 from booking.accounts import Principal
-from booking.errors import InvalidInput, IssuerSilent, NoPasswords, NotSignedIn
+from booking.errors import InvalidInput, IssuerSilent, NoPasswords, NotSignedIn, TaxiError
 from booking.postgres import accounts
 from booking.postgres.accounts import Standing
 from booking.postgres.database import Database
@@ -75,10 +77,10 @@ class _Known:
     until_s: float
 
 
-def mint(secret: str, account_id: int, lasts: timedelta) -> str:
+def mint(secret: str, account_id: int, lasts: timedelta, issued_at: datetime | None = None) -> str:
     """A token of the service's own for an account: for whoever holds the secret."""
-    expires = datetime.now(UTC) + lasts
-    token = Token(exp=expires, sub=str(account_id), iss=ISSUER, aud=ISSUER)
+    issued_at = issued_at or datetime.now(UTC)
+    token = Token(exp=issued_at + lasts, iat=issued_at, sub=str(account_id), iss=ISSUER, aud=ISSUER)
     return token.encode(secret, _ALGORITHM)
 
 
@@ -99,10 +101,14 @@ class Tokens:
         self._known: dict[Who, _Known] = {}
         self._asking: dict[Who, asyncio.Task[_Known]] = {}
 
-    def issue(self, account_id: int) -> tuple[str, timedelta]:
-        """A token for the account, and how long it lasts. Raises as `check_issues` does."""
+    def issue(self, account_id: int, looked_at: datetime) -> tuple[str, timedelta]:
+        """A token for the account, and how long it lasts. Raises as `check_issues` does.
+
+        It is as old as the look at the account that it rests on: the check of a password may
+        wait for its turn, and who changes it meanwhile ends this token as well.
+        """
         self.check_issues()
-        return mint(self._secret, account_id, self._lasts), self._lasts
+        return mint(self._secret, account_id, self._lasts, looked_at), self._lasts
 
     def check_issues(self) -> None:
         """Raise `NoPasswords` where only an external issuer is trusted."""
@@ -136,6 +142,19 @@ class Tokens:
         if count_from is not None and read.issued_s < int(count_from.timestamp()):
             raise NotSignedIn
         return principal
+
+    async def while_good[T](self, token: str, messages: AsyncGenerator[T]) -> AsyncGenerator[T]:
+        """The messages, until the token is good for nothing: it is looked at before each.
+
+        Where it cannot be known they end as well, and whoever wants more asks again.
+        """
+        async with aclosing(messages):
+            async for message in messages:
+                try:
+                    await self.principal_of(token)
+                except TaxiError:
+                    return
+                yield message
 
     async def _verify(self, token: str) -> _Read:
         if self._issuer is not None and _issuer_in(token) == self._issuer.name:

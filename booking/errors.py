@@ -169,7 +169,7 @@ class TooManyWebhooks(Refused):
 
 
 class OverLimit(Refused):
-    """One rider may not have more time booked ahead than the service allows."""
+    """One rider may not have more time booked ahead, or wait for more, than the service allows."""
 
 
 class EmailTaken(Refused):

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated
 
@@ -156,14 +157,15 @@ class SignedInController(Controller):
         is the same, and takes as long.
         """
         tokens.check_issues()
+        looked_at = datetime.now(UTC)
         found = await service.look(lambda c: accounts.credentials(c, data.email))
         right = await passwords.matches(found and found.password_hash, data.password)
         if found is None or not right or found.account.disabled_at is not None:
             raise WrongCredentials
         if passwords.is_outdated(found.password_hash or ""):
             hashed = await passwords.hash(data.password)
-            await _keep(service, found.account, hashed, is_new=False)
-        token, lasts = tokens.issue(found.account.id)
+            await _keep(service, found, hashed, is_new=False)
+        token, lasts = tokens.issue(found.account.id, looked_at)
         answer = TokenOut(token, "Bearer", int(lasts.total_seconds()))
         return Response(answer, headers=_NOT_KEPT)
 
@@ -192,10 +194,11 @@ class SignedInController(Controller):
         known: Credentials = await service.look(
             lambda connection: accounts.credentials_of(connection, who.account_id)
         )
-        if not await passwords.matches(known.password_hash, data.present_password):
+        right = await passwords.matches(known.password_hash, data.present_password)
+        hashed = await passwords.hash(data.new_password) if right else ""
+        changed = await _keep(service, known, hashed, is_new=True) if right else None
+        if changed is None:
             raise InvalidInput("It is not your present password.", field="present_password")
-        hashed = await passwords.hash(data.new_password)
-        changed = await _keep(service, known.account, hashed, is_new=True)
         tokens.forget()
         return AccountOut.of(changed)
 
@@ -248,9 +251,11 @@ class CalendarLinksController(Controller):
         return await driver_feed(service, feed.driver_id or 0, if_none_match)
 
 
-async def _keep(service: Service, account: Account, hashed: str, *, is_new: bool) -> Account:
+async def _keep(
+    service: Service, known: Credentials, hashed: str, *, is_new: bool
+) -> Account | None:
     return await service.database.transact(
-        lambda connection: accounts.set_password(connection, account.id, hashed, is_new=is_new)
+        lambda connection: accounts.set_password(connection, known, hashed, is_new=is_new)
     )
 
 

@@ -10,10 +10,11 @@ from litestar.params import HeaderParameter, PathParameter, QueryParameter
 from litestar.response import ServerSentEvent
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api.requests import LimitQuery, OptionalIdQuery
+from api.requests import LimitQuery, OptionalIdQuery, StrictRequest
 from api.responses import problems
 from api.service import Service
 from api.structs import ID_MAX, EventOut, EventsPage, Trail, TrailEntry
+from api.tokens import Tokens
 from booking.events import BEGINNING, EventFilter
 from booking.postgres import reads
 from booking.postgres.events import EventPage, parse_cursor, read_events
@@ -83,6 +84,8 @@ class EventsController(Controller):
     async def stream(
         self,
         service: NamedDependency[Service],
+        tokens: NamedDependency[Tokens],
+        request: StrictRequest,
         after: AfterQuery = None,
         last_event_id: LastEventHeader = None,
         booking_id: OptionalIdQuery = None,
@@ -93,13 +96,14 @@ class EventsController(Controller):
 
         It begins behind `Last-Event-ID`, else behind `after`, else with what happens
         from now on. Whoever is cut off goes on from the last `id` and misses nothing.
-        Whoever does not keep up is cut off.
+        Whoever does not keep up is cut off, and so is whose token is good for nothing any more.
         """
         field, begin = ("Last-Event-ID", last_event_id) if last_event_id else ("after", after)
         place = None if begin is None else parse_cursor(begin, field)
         start = await service.feed.check(place)
         wanted = EventFilter(booking_id, driver_id, rider_id)
-        return ServerSentEvent(service.feed.stream(wanted, start))
+        told = service.feed.stream(wanted, start)
+        return ServerSentEvent(tokens.while_good(request.auth, told))
 
     @get(
         "/bookings/{booking_id:int}/events",

@@ -68,6 +68,7 @@ class WaitingListController(Controller):
             WaitingOut.of,
             status=HTTPStatus.CREATED,
             collection="/waiting-list",
+            takes_time=True,
         )
         return await service.commands.run(request, idempotency_key, command)
 

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, literal, not_, select, update
+from sqlalchemy import ColumnElement, delete, func, literal, not_, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import DateTime, Interval
@@ -33,6 +33,7 @@ from booking.postgres.tables import (
     to_come,
     waiting_list,
 )
+from booking.postgres.waiting import waited_for
 
 _COLUMNS = (
     accounts.c.id,
@@ -199,34 +200,54 @@ async def standing(connection: AsyncConnection, who: int | tuple[str, str]) -> S
 
 
 async def set_password(
-    connection: AsyncConnection, account_id: int, password_hash: str, *, is_new: bool
-) -> Account:
-    """Keep the hash. If the password is a new one, tokens from before count no more.
+    connection: AsyncConnection, known: Credentials, password_hash: str, *, is_new: bool
+) -> Account | None:
+    """Keep the hash in the place of the known one; None if another has taken that place.
 
-    Raises `UnknownAccount`.
+    The known one took long to check: whoever knows a password that has been changed meanwhile
+    must not have the last word. If the password is a new one, tokens from before count no more.
     """
     values: dict[str, object] = {"password_hash": password_hash}
     if is_new:
         values["password_changed_at"] = func.clock_timestamp()
-    return await _change(connection, account_id, values)
+    same = accounts.c.password_hash.is_not_distinct_from(known.password_hash)
+    return await _change(connection, known.account.id, values, same)
 
 
 async def disable_account(connection: AsyncConnection, account_id: int) -> Account:
-    """Disable the account for good; one that is disabled stays so. Raises `UnknownAccount`."""
+    """Disable the account for good; one that is disabled stays so. Raises `UnknownAccount`.
+
+    The links to the calendar of whom it speaks for open nothing any more.
+    """
     since = func.coalesce(accounts.c.disabled_at, func.now())
-    return await _change(connection, account_id, {"disabled_at": since})
+    changed = await _change(connection, account_id, {"disabled_at": since})
+    if changed is None:
+        raise UnknownAccount(f"There is no account {account_id}.", field="account_id")
+    await connection.execute(
+        delete(calendar_links).where(
+            or_(
+                calendar_links.c.rider_id == changed.rider_id,
+                calendar_links.c.driver_id == changed.driver_id,
+            )
+        )
+    )
+    return changed
 
 
 async def _change(
-    connection: AsyncConnection, account_id: int, values: dict[str, object]
-) -> Account:
+    connection: AsyncConnection,
+    account_id: int,
+    values: dict[str, object],
+    *such: ColumnElement[bool],
+) -> Account | None:
     changed = await connection.execute(
-        update(accounts).where(accounts.c.id == account_id).values(values).returning(*_COLUMNS)
+        update(accounts)
+        .where(accounts.c.id == account_id, *such)
+        .values(values)
+        .returning(*_COLUMNS)
     )
     row = changed.one_or_none()
-    if row is None:
-        raise UnknownAccount(f"There is no account {account_id}.", field="account_id")
-    return _account_of(row)
+    return None if row is None else _account_of(row)
 
 
 # What belongs to whom ----------------------------------------------------------------------------
@@ -308,7 +329,7 @@ async def within_hours[T](
     after = await booked_ahead(connection, rider_id)
     if after > before and after > hours_max * _HOUR:
         raise OverLimit(
-            f"A rider may have {hours_max:g} hours booked ahead;"
+            f"A rider may have {hours_max:g} hours booked ahead or waited for;"
             f" with this it would be {after / _HOUR:.4g}.",
             field="predicted_end",
         )
@@ -316,10 +337,15 @@ async def within_hours[T](
 
 
 async def booked_ahead(connection: AsyncConnection, rider_id: int) -> timedelta:
-    """How long the rider's trips are, taken together, that are held or confirmed and not over."""
+    """How long the rider's trips are, taken together, that are held or confirmed and not over.
+
+    With those that they wait for: an offer is made in somebody else's transaction, which
+    knows no limit, and whoever has it need only confirm.
+    """
     longest_before = func.now(type_=DateTime(timezone=True)) - literal(LONGEST, Interval)
+    booked = func.coalesce(func.sum(predicted_ends - starts), literal(timedelta(), Interval))
     total: timedelta | None = await connection.scalar(
-        select(func.sum(predicted_ends - starts)).where(
+        select(booked + waited_for(rider_id)).where(
             bookings.c.rider_id == rider_id,
             to_come,
             not_(lapsed),

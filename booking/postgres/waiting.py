@@ -21,7 +21,7 @@ then the booking; nobody takes the two the other way round and waits.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -30,6 +30,8 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     FromClause,
+    Interval,
+    ScalarSelect,
     Select,
     Text,
     and_,
@@ -403,6 +405,16 @@ class WaitingList:
         taken = update(waiting_list).where(waiting_list.c.id == wish.entry_id)
         await connection.execute(taken.values(booking_id=booking.id))
         return booking
+
+
+def waited_for(rider_id: int) -> ScalarSelect[timedelta]:
+    """How long the trips are, taken together, that the rider still waits for: in a statement."""
+    total = func.sum(_wanted_until - _wanted_from, type_=Interval)
+    return (
+        select(func.coalesce(total, literal(timedelta(), Interval)))
+        .where(waiting_list.c.rider_id == rider_id, _waiting)
+        .scalar_subquery()
+    )
 
 
 async def read_entry(connection: AsyncConnection, entry_id: int) -> WaitingEntry:

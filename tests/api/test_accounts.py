@@ -10,7 +10,8 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,9 +33,11 @@ from api.cli.account import command as account_command
 from api.cli.demo import PASSWORD as DEMO_PASSWORD
 from api.cli.demo import seed
 from api.cli.home import token_secret
+from api.feed import Feed
 from api.passwords import Passwords
 from api.settings import read_settings
 from booking.errors import InvalidInput, TaxiError
+from booking.events import Cursor, EventFilter
 from booking.postgres import accounts, schema
 from booking.postgres.database import Database
 from tests.api.household import (
@@ -179,9 +182,8 @@ async def test_a_hash_of_older_parameters_is_made_anew_when_somebody_signs_in(
         return found and found.password_hash
 
     try:
-        await database.transact(
-            lambda c: accounts.set_password(c, account["id"], weak, is_new=False)
-        )
+        known = await database.transact(lambda c: accounts.credentials_of(c, account["id"]))
+        await database.transact(lambda c: accounts.set_password(c, known, weak, is_new=False))
         assert (await sign_in(app, "old@tests.example", "wrong")).status_code == 401
         assert await kept() == weak
         assert (await sign_in(app, "old@tests.example")).status_code == 200
@@ -200,6 +202,7 @@ async def test_a_hash_of_older_parameters_is_made_anew_when_somebody_signs_in(
         ({"password": "short"}, 422, "password"),
         ({"password": None}, 422, "password"),
         ({"email": "nobody"}, 422, "email"),
+        ({"email": "new@tests.example\n"}, 422, "email"),
         ({"name": None}, 422, "name"),
         ({"role": "king"}, 422, "role"),
         ({"role": "administrator"}, 403, None),
@@ -304,15 +307,47 @@ async def test_an_account_that_is_disabled_counts_no_more(
     ):
         assert (await rider.get("/me")).status_code == 200
         assert (await driver.get("/me")).status_code == 200
+        made = await rider.post(f"/riders/{household.own['rider_id']}/calendar-link")
+        another = await driver.post(f"/drivers/{household.own['driver_id']}/calendar-link")
         disabled = await administrator.post(f"/accounts/{account_id}/disable")
         assert disabled.json()["disabled_at"] is not None
         assert (await rider.get("/me")).status_code == 401
+        # A link needs no account, and would go on telling.
+        assert (await rider.get(made.json()["path"])).status_code == 404
+        assert (await rider.get(another.json()["path"])).status_code == 200
         driver_account = (await driver.get("/me")).json()["id"]
         await execute(
             own_url, f"UPDATE accounts SET disabled_at = now() WHERE id = {driver_account}"
         )
         assert (await driver.get("/me")).status_code == 401
         assert (await household.as_role("nobody").get("/health")).status_code == 200
+
+
+async def test_a_stream_ends_when_its_account_is_disabled(
+    household: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, stream = asyncio.Event(), Feed.stream
+
+    def noting(feed: Feed, wanted: EventFilter, after: Cursor) -> AsyncGenerator[Any]:
+        opened.set()
+        return stream(feed, wanted, after)
+
+    monkeypatch.setattr(Feed, "stream", noting)
+    async with (
+        household.as_role("dispatcher") as dispatcher,
+        household.as_role("administrator") as administrator,
+        asyncio.timeout(20),
+    ):
+        account_id = (await dispatcher.get("/me")).json()["id"]
+        following = asyncio.create_task(dispatcher.get("/events/stream"))
+        await opened.wait()
+        await administrator.post(f"/accounts/{account_id}/disable")
+        number = household.own["booking_id"]
+        assert (await administrator.post(f"/bookings/{number}/cancel")).status_code == 200
+        # Without a look at the account it lasts for ever, and tells of what is done now.
+        followed = await following
+    assert followed.status_code == 200
+    assert "data:" not in followed.text
 
 
 async def test_a_new_password_ends_the_tokens_from_before(app: Litestar) -> None:
@@ -328,6 +363,48 @@ async def test_a_new_password_ends_the_tokens_from_before(app: Litestar) -> None
         assert (await changing.get("/me")).status_code == 401
     assert (await sign_in(app, "changing@tests.example")).status_code == 401
     assert (await sign_in(app, "changing@tests.example", PASSWORD[::-1])).status_code == 200
+
+
+async def test_who_knows_a_password_from_before_is_not_let_in_by_asking_in_time(
+    app: Litestar, own_url: str, execute: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
+    account_id = (await sign_up(app, "raced@tests.example"))["id"]
+    of_it = f"WHERE id = {account_id}"
+    matches = Passwords.matches
+    # How the account stood is not believed for a while, as it is changed behind the service.
+    monkeypatch.setattr(tokens_module, "_STANDING_S", 0)
+
+    async def while_it_is_changed(self: Passwords, kept: str | None, password: str) -> bool:
+        right = await matches(self, kept, password)
+        # Until the next second has begun: a token knows its birth in whole ones.
+        await asyncio.sleep(1.01 - time.time() % 1)
+        await execute(
+            own_url,
+            f"UPDATE accounts SET password_hash = 'new', password_changed_at = now() {of_it}",
+        )
+        return right
+
+    async def kept() -> str | None:
+        database = Database(own_url, pool_size=1)
+        try:
+            found = await database.transact(lambda c: accounts.credentials_of(c, account_id))
+        finally:
+            await database.close()
+        return found.password_hash
+
+    monkeypatch.setattr(Passwords, "matches", while_it_is_changed)
+    change = {"present_password": PASSWORD, "new_password": PASSWORD[::-1]}
+    async with asking(app, bearer(account_id)) as changing:
+        refused = await changing.post("/me/password", json=change)
+    assert (refused.status_code, await kept()) == (422, "new")
+    # A hash that is made anew must not bring the old password back either.
+    await execute(own_url, f"UPDATE accounts SET password_hash = '{weak}' {of_it}")
+    signed_in = await sign_in(app, "raced@tests.example")
+    assert (signed_in.status_code, await kept()) == (200, "new")
+    headers = {"Authorization": f"Bearer {signed_in.json()['access_token']}"}
+    async with asking(app, headers) as late:
+        assert (await late.get("/me")).status_code == 401
 
 
 async def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,7 +588,7 @@ async def test_ten_at_once_do_not_get_more_than_one_rider_may_have(household: Ho
     assert {each["type"] for each in refused} == {"/problems/over-limit"}
     assert {each["status"] for each in refused} == {409}
     assert refused[0]["detail"] == (
-        "A rider may have 2 hours booked ahead; with this it would be 2.5."
+        "A rider may have 2 hours booked ahead or waited for; with this it would be 2.5."
     )
 
 
@@ -567,7 +644,14 @@ async def test_the_limit_is_that_of_riders_whatever_they_ask_for(household: Hous
         assert await refused(await rider.post("/bookings", json=wish(600, 601)))
         for number in (booked, held):
             assert (await rider.post(f"/bookings/{number}/cancel")).status_code == 200
-        assert (await rider.post("/bookings", json=wish(600, 660))).status_code == 201
+        last = await add(rider, "/bookings", **wish(600, 660))
+        assert (await rider.post(f"/bookings/{last}/cancel")).status_code == 200
+        # What is waited for counts: it is offered in the transaction of somebody without limits.
+        assert await refused(await rider.post("/waiting-list", json=wish(500, 561)))
+        waits = await add(rider, "/waiting-list", **wish(500, 560))
+        assert await refused(await rider.post("/bookings", json=wish(700, 701)))
+        assert (await rider.post(f"/waiting-list/{waits}/withdraw")).status_code == 200
+        assert (await rider.post("/bookings", json=wish(700, 760))).status_code == 201
 
 
 async def test_who_asks_too_often_is_told_when_to_come_back(own_url: str) -> None:

@@ -186,8 +186,9 @@ def test_a_refusal_late_in_the_calendar_is_no_error(client: httpx.Client, wish: 
     assert refused.status_code == 409
 
 
-def test_a_missing_asset_does_not_say_where_the_others_are(client: httpx.Client) -> None:
-    missing = client.get("/docs-assets/nothing.css")
+@pytest.mark.parametrize("name", ["nothing.css", "swagger-ui.css/x", "x" * 300, "%00"])
+def test_a_missing_asset_does_not_say_where_the_others_are(client: httpx.Client, name: str) -> None:
+    missing = client.get(f"/docs-assets/{name}")
     assert missing.status_code == 404
     assert "packages" not in missing.text
 
