@@ -8,6 +8,7 @@ from typing import override
 
 from litestar.config.app import AppConfig
 from litestar.di import Provide
+from litestar.handlers import HTTPRouteHandler
 from litestar.middleware import DefineMiddleware
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.plugins import InitPlugin, ReceiveRoutePlugin
@@ -102,9 +103,15 @@ def _is_open(open_to: Open, scope: Scope) -> bool:
 
 def _asks_what_there_is(scope: Scope) -> bool:
     """Whether the framework itself answers, with the methods that there are."""
+    return scope.get("method") == "OPTIONS" and _says_what_there_is(scope["route_handler"])
+
+
+def _says_what_there_is(handler: object) -> bool:
+    """Whether it is the framework's own handler of `OPTIONS`."""
     return (
-        scope.get("method") == "OPTIONS"
-        and getattr(scope["route_handler"], "operation_id", None) is None
+        isinstance(handler, HTTPRouteHandler)
+        and handler.operation_id is None
+        and handler.http_methods == {"OPTIONS"}
     )
 
 
@@ -174,3 +181,8 @@ class Doors(InitPlugin, ReceiveRoutePlugin):
         if isinstance(route, HTTPRoute):
             for handler in route.route_handlers:
                 document(handler)
+                if _says_what_there_is(handler):
+                    # Litestar makes it for the first method of a path, and keeps it when others
+                    # come, so that it knows of the first alone.
+                    fresh = route.create_options_handler(route.path).fn
+                    handler._fn = fresh  # noqa: SLF001  # what `fn` gives, which cannot be set

@@ -32,7 +32,7 @@ from api.service import Service
 from api.structs import ID_MAX
 from api.tokens import Tokens
 from booking.accounts import Account, Principal, Role
-from booking.errors import InvalidInput, NotAllowed, WrongCredentials
+from booking.errors import InvalidInput, NotAllowed, NotSignedIn, WrongCredentials
 from booking.postgres import accounts
 from booking.postgres.accounts import Credentials, Feed
 from booking.postgres.ledger import add_rider
@@ -65,8 +65,11 @@ class AccountsController(Controller):
         It takes no idempotency key: an e-mail has one account at most.
         """
         who: Principal | None = request.user
-        if not data.is_sign_up and (who is None or who.role is not Role.ADMINISTRATOR):
-            raise NotAllowed("Only administrators add such accounts.")
+        if not data.is_sign_up:
+            if who is None:
+                raise NotSignedIn
+            if who.role is not Role.ADMINISTRATOR:
+                raise NotAllowed("Only administrators add such accounts.")
         data.check()
         hashed = None if data.password is None else await passwords.hash(data.password)
 

@@ -205,9 +205,9 @@ async def test_a_hash_of_older_parameters_is_made_anew_when_somebody_signs_in(
         ({"email": "new@tests.example\n"}, 422, "email"),
         ({"name": None}, 422, "name"),
         ({"role": "king"}, 422, "role"),
-        ({"role": "administrator"}, 403, None),
-        ({"rider_id": 1}, 403, None),
-        ({"issuer": "https://issuer.example", "subject": "me"}, 403, None),
+        ({"role": "administrator"}, 401, None),
+        ({"rider_id": 1}, 401, None),
+        ({"issuer": "https://issuer.example", "subject": "me"}, 401, None),
     ],
 )
 async def test_nobody_signs_up_as_more_than_a_rider(

@@ -1,6 +1,7 @@
 """The OpenAPI document is valid, and a client generated from it works."""
 
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -55,6 +56,14 @@ def test_every_operation_is_named_described_and_documents_its_problems(
             expected = "application/problem+json" if status >= "400" else found
             assert list(response["content"]) == [expected], (path, method, status)
     assert len(ids) == len(set(ids)) > 15
+
+
+def test_whoever_asks_what_a_path_allows_is_told_every_method_that_is_documented(
+    client: httpx.Client, document: dict[str, Any]
+) -> None:
+    for path, item in document["paths"].items():
+        told = client.options(re.sub(r"\{\w+_id\}", "1", path)).headers["Allow"].split(", ")
+        assert {each.upper() for each in item} | {"OPTIONS"} == set(told) - {"HEAD"}, path
 
 
 def test_every_request_that_changes_something_takes_an_idempotency_key(
