@@ -129,6 +129,11 @@ class FreeGaps(PostgresLedger):
         DECLARE
             gap driver_gaps;
         BEGIN
+            -- Before the lock, which is kept: whoever has terms to judge waits for the driver
+            -- next, and who has the driver may wait for this lock to itself.
+            IF NOT terms_met AND (SELECT has_terms FROM drivers WHERE id = driver) THEN
+                RETURN;
+            END IF;
             PERFORM pg_advisory_xact_lock_shared(hashtextextended('driver', driver));
             PERFORM FROM drivers JOIN riders ON riders.id = rider
             WHERE drivers.id = driver AND retired_at IS NULL AND (terms_met OR NOT has_terms)

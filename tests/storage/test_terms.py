@@ -36,6 +36,7 @@ from booking.strategies import Act, find
 from booking.terms import neighbours
 from booking.time_window import TimeWindow
 from booking.travel import Estimate, Source
+from tests.contracts.racer import count_deadlocks
 from tests.world import NewDatabase, World, until_someone_waits_for_a_lock
 
 pytestmark = pytest.mark.anyio
@@ -259,6 +260,7 @@ async def test_after_whatever_is_done_every_lead_is_that_of_its_neighbour(
 
 async def test_many_at_once_find_their_place_between_neighbours(world: World) -> None:
     driver, rider = await fitted(world), await world.rider()
+    deadlocks = count_deadlocks(world.database)
     random = Random(7)  # a test's
     wishes = [
         (at(start, start + 20), random.choice([HOME, STATION, Place(0, 9)]))
@@ -286,6 +288,7 @@ async def test_many_at_once_find_their_place_between_neighbours(world: World) ->
         )
     )
     assert wrong(await active_of(world, driver)) == []
+    assert deadlocks == []
 
 
 async def test_a_hold_that_lapses_takes_its_lead_along(world: World) -> None:
