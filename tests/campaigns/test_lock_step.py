@@ -14,7 +14,7 @@ from tests.conftest import RunningService
 
 CAMPAIGN_STEPS = 100_000
 _STEPS_A_RUN = 50
-_RUNS_AT_A_TIME = 200
+_RUNS_AT_A_TIME = 20
 
 
 def in_lock_step(
