@@ -340,7 +340,9 @@ async def _sweep_holds(service: Service) -> None:
 
 async def _watch_the_clock(service: Service) -> None:
     """Predict anew the end of every trip that is still under way when it should have ended."""
-    for trip, end in await service.look(overdue):
+    late = await service.look(overdue)
+    service.forget_stuck_but({trip.id for trip, _ in late})
+    for trip, end in late:
         try:
             # By its version, as another process watches the same clock.
             overrun = await report_end(
@@ -352,7 +354,7 @@ async def _watch_the_clock(service: Service) -> None:
             continue  # it did, or somebody reported
         except TaxiError as error:
             # One trip that cannot be helped must not keep the others waiting.
-            logger.warning("Overdue booking %s keeps its predicted end: %s", trip.id, error)
+            service.note_stuck(trip, error)
         else:
             service.note_overrun(overrun)
 
