@@ -36,7 +36,8 @@ from api.cli.home import token_secret
 from api.feed import Feed
 from api.passwords import Passwords
 from api.settings import read_settings
-from booking.errors import InvalidInput, TaxiError
+from api.tokens import Issuer
+from booking.errors import InvalidInput, IssuerSilent, NotSignedIn, TaxiError
 from booking.events import Cursor, EventFilter
 from booking.postgres import accounts, schema
 from booking.postgres.database import Database
@@ -425,6 +426,8 @@ class LocalIssuer:
         self.name = address
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.asked = 0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
 
     @property
     def documents(self) -> dict[str, Any]:
@@ -462,6 +465,7 @@ def local_issuer() -> Iterator[LocalIssuer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             issuer.asked += 1
+            issuer.may_answer.wait()
             content = json.dumps(issuer.documents[self.path]).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
@@ -478,6 +482,7 @@ def local_issuer() -> Iterator[LocalIssuer]:
         try:
             yield issuer
         finally:
+            issuer.may_answer.set()
             listener.shutdown()
             thread.join()
 
@@ -528,6 +533,43 @@ async def test_the_tokens_of_an_external_issuer_are_those_of_accounts(
             assert answer.json()["type"] == "/problems/issuer-silent"
         async with asking(service, AUTHORIZATION) as administrator:
             assert (await administrator.get("/me")).status_code == 200
+
+
+async def test_keys_that_strangers_make_up_keep_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later_s, real = 0.0, time.monotonic
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(tokens_module, "monotonic", lambda: real() + later_s)
+    with local_issuer() as there:
+        issuer = Issuer(there.name, "taxi")
+
+        async def refused(name: str) -> bool:
+            with pytest.raises(NotSignedIn):
+                await issuer.read(there.token(kid=name))
+            return True
+
+        await issuer.read(there.token())
+        assert there.asked == 2, "the discovery document, and the keys"
+        assert all([await refused(f"made up {number}") for number in range(20)])
+        assert there.asked == 2, "it is too early to ask again"
+        later_s = 31.0
+        there.may_answer.clear()
+        async with asyncio.timeout(20), asyncio.TaskGroup() as strangers:
+            waiting = [strangers.create_task(refused(f"another {number}")) for number in range(20)]
+            while there.asked == 2:  # noqa: ASYNC110  # it is in another thread
+                await asyncio.sleep(0.01)
+            await issuer.read(there.token(jti="new"))
+            # The control: whoever names a key that is not known does wait.
+            assert not any(each.done() for each in waiting)
+            there.may_answer.set()
+        assert there.asked == 3, "one fetch for them all"
+    # The issuer is away: keys that are known go on to count, but not for ever.
+    later_s = 31.0 + 301.0
+    await issuer.read(there.token(jti="another"))
+    later_s = 31.0 + 3_601.0
+    with pytest.raises(IssuerSilent):
+        await issuer.read(there.token(jti="late"))
 
 
 def _day() -> dict[str, str]:
