@@ -163,7 +163,9 @@ def create_app(settings: Settings) -> Litestar:
 async def _at_work(service: Service, doors: Doors) -> AsyncIterator[None]:
     """What the service does besides answering, until the block is left."""
     deliveries = Deliveries(
-        service.feed.database, answer_s_max=service.settings.webhook_answer_s_max
+        service.feed.database,
+        answer_s_max=service.settings.webhook_answer_s_max,
+        private=service.settings.webhook_private,
     )
     async with service.follower.running(), service.feed.running(), deliveries.running():
         with tracing.untraced():

@@ -51,7 +51,9 @@ class WebhooksController(Controller):
         once, always under the same `webhook-id`; the events of one booking come in order.
         """
         command = Command(
-            lambda c: outbox.add_webhook(c, data.url, data.kinds, data.fleet),
+            lambda c: outbox.add_webhook(
+                c, data.url, data.kinds, data.fleet, private=service.settings.webhook_private
+            ),
             NewWebhookOut.of,
             status=HTTPStatus.CREATED,
             collection="/webhooks",

@@ -143,13 +143,19 @@ class Claimed(NamedTuple):
 
 
 async def add_webhook(
-    connection: AsyncConnection, url: str, kinds: Sequence[EventKind] | None, fleet: str | None
+    connection: AsyncConnection,
+    url: str,
+    kinds: Sequence[EventKind] | None,
+    fleet: str | None,
+    *,
+    private: bool = False,
 ) -> NewWebhook:
     """Add a webhook; it is told what happens from now on.
 
-    Raises `InvalidInput` for an address that will not do, and `TooManyWebhooks`.
+    Raises `InvalidInput` for an address that will not do, which one that is not public does
+    only where `private` ones are allowed; and `TooManyWebhooks`.
     """
-    check_url(url)
+    check_url(url, private=private)
     # One at a time, or two could both be the last that there may be.
     await connection.execute(select(func.pg_advisory_xact_lock(_ONE_AT_A_TIME)))
     if (await connection.scalar(select(func.count()).select_from(webhooks)) or 0) >= WEBHOOKS_MAX:
