@@ -192,6 +192,15 @@ async def delete_webhook(connection: AsyncConnection, webhook_id: int) -> Webhoo
     return await _webhook(connection, delete(webhooks).returning(*_WEBHOOK_COLUMNS), webhook_id)
 
 
+async def enable_webhook(connection: AsyncConnection, webhook_id: int) -> Webhook:
+    """Have a webhook told again, from where it stopped; one that is told already stays so.
+
+    Raises `UnknownWebhook`.
+    """
+    statement = update(webhooks).values(disabled_at=None, disabled_why=None)
+    return await _webhook(connection, statement.returning(*_WEBHOOK_COLUMNS), webhook_id)
+
+
 async def _webhook(connection: AsyncConnection, statement: Any, webhook_id: int) -> Webhook:
     row = (await connection.execute(statement.where(webhooks.c.id == webhook_id))).one_or_none()
     if row is None:

@@ -35,7 +35,7 @@ SIGNED_IN = "get_me change_password"
 """To whoever has signed in."""
 ADMINISTRATORS = (
     "list_accounts get_account disable_account add_webhook list_webhooks get_webhook"
-    " test_webhook replay_webhook list_deliveries delete_webhook"
+    " enable_webhook test_webhook replay_webhook list_deliveries delete_webhook"
 )
 THEIR_OWN = {
     "rider": (

@@ -295,6 +295,15 @@ async def test_a_receiver_that_is_gone_is_not_asked_again(world: World) -> None:
         to_do = await world.database.transact(outbox.to_do, read_only=True)
         assert (to_do.to_copy, to_do.to_send) == ([], [])
         assert len(receiver.came) == 1
+        # Until it is enabled: then it is told what happened meanwhile.
+        receiver.answer = accept
+        enabled = await world.database.transact(lambda c: outbox.enable_webhook(c, hook.id))
+        assert (enabled.disabled_at, enabled.disabled_why) == (None, None)
+        await receiver.until(lambda: len(receiver.taken) == 1)
+        await until_settled(world, hook.id, 2)
+        receiver.answer = gone
+        await world.book(hours(11, 12), driver)
+        await until_settled(world, hook.id, 3)
     seen = await world.database.transact(lambda c: outbox.read_webhook(c, hook.id))
     assert seen.disabled_at is not None
     with pytest.raises(WebhookDisabled, match="410"):
@@ -531,10 +540,13 @@ def test_a_webhook_over_http(client: httpx.Client) -> None:
     assert [each["id"] for each in listed["items"]] == [sent.json()["id"]]
     assert client.post(f"{path}/replay", json={"since": "2026-01-01T00:00:00Z"}).status_code == 200
 
+    assert client.post(f"{path}/enable").json() == hook, "it is enabled as it is"
+
     assert client.delete(path).json()["id"] == hook["id"]
     for method, where, sends in (
         ("GET", path, None),
         ("DELETE", path, None),
+        ("POST", f"{path}/enable", None),
         ("POST", f"{path}/test", None),
         ("POST", f"{path}/replay", {"event": "1-1"}),
         ("GET", f"{path}/deliveries", None),
