@@ -26,6 +26,8 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from litestar import Litestar
+from sqlalchemy import Select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import tokens as tokens_module
 from api.account_structs import AccountIn, CalendarLink, PasswordChange, SignIn, TokenOut
@@ -322,6 +324,52 @@ async def test_an_account_that_is_disabled_counts_no_more(
         )
         assert (await driver.get("/me")).status_code == 401
         assert (await household.as_role("nobody").get("/health")).status_code == 200
+
+
+async def test_two_administrators_who_disable_each_other_leave_one(
+    fresh_url: str, execute: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(fresh_url) as app, asking(app, AUTHORIZATION) as first:
+        own = f"/accounts/{ADMINISTRATOR_ID}/disable"
+        refused = await first.post(own)
+        assert (refused.status_code, refused.json()["type"]) == (409, "/problems/own-account")
+        another = await add(first, "/accounts", role="administrator", **external("b@tests.example"))
+        await first.get("/me")
+        async with asking(app, bearer(another)) as second:
+            await second.get("/me")  # both are let in: it is believed how they stand
+            answers = await asyncio.gather(
+                first.post(f"/accounts/{another}/disable"), second.post(own)
+            )
+        assert sorted(each.status_code for each in answers) == [200, 409]
+        (refused,) = [each for each in answers if each.status_code == 409]
+        assert refused.json()["errors"][0]["field"] == "account_id"
+        assert refused.json()["type"] == "/problems/last-administrator"
+    # The control: two who look, and only then disable each other, leave nobody.
+    await execute(fresh_url, "UPDATE accounts SET disabled_at = NULL")
+    both_have_looked = asyncio.Barrier(2)
+    real = AsyncConnection.scalars
+
+    async def unlocked(self: AsyncConnection, statement: Any, *given: Any) -> Any:
+        found = await real(self, statement, *given)
+        await both_have_looked.wait()
+        return found
+
+    def without_lock(self: Select[Any], **_: Any) -> Select[Any]:
+        return self
+
+    monkeypatch.setattr(AsyncConnection, "scalars", unlocked)
+    monkeypatch.setattr(Select, "with_for_update", without_lock)
+    database = Database(fresh_url, pool_size=2)
+    try:
+        for each in await asyncio.gather(
+            *(
+                database.transact(lambda c, id_=id_: accounts.disable_account(c, id_))
+                for id_ in (another, ADMINISTRATOR_ID)
+            )
+        ):
+            assert each.disabled_at is not None
+    finally:
+        await database.close()
 
 
 async def test_a_stream_ends_when_its_account_is_disabled(
@@ -864,6 +912,11 @@ def test_the_first_administrator_is_made_at_the_terminal(
             return seen, (await sign_in(app, "first@tests.example")).status_code
 
     assert asyncio.run(asked()) == (200, 200)
+    assert "is disabled" in account("disable", "--email", "administrator@tests.example")
+    with pytest.raises(InvalidInput, match="last administrator") as last:
+        account("disable", *email)
+    assert last.value.field == "--email"
+    account("add", "--role", "administrator", "--email", "next@tests.example")
     assert "is disabled" in account("disable", *email)
     with pytest.raises(InvalidInput, match="is disabled"):
         account("token", *email)
