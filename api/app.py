@@ -28,7 +28,7 @@ from api.idempotency import Commands, forget_keys
 from api.openapi import DocumentConfig
 from api.osrm import Osrm
 from api.problems import on_bug, on_domain_error, on_http_error, on_no_file
-from api.requests import StrictRequest, refuse_unknown_parameters
+from api.requests import StrictRequest, check_address
 from api.routes.availability import AvailabilityController
 from api.routes.bookings import BookingsController
 from api.routes.drivers import DriversController
@@ -137,7 +137,7 @@ def create_app(settings: Settings) -> Litestar:
         ],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         request_class=StrictRequest,
-        before_request=refuse_unknown_parameters,
+        before_request=check_address,
         after_exception=[metrics.count_unavailable],
         exception_handlers={
             TaxiError: on_domain_error,

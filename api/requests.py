@@ -11,6 +11,7 @@ from typing import Annotated, Any, override
 
 import msgspec
 from litestar import Request
+from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import QueryParameter
 
@@ -101,11 +102,27 @@ class StrictRequest(Request[Any, Any, Any]):
 
 
 # Not a plain function: that would be run in a thread, with two switches a request.
-async def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
-    """Raise `InvalidInput` for a query parameter that the handler does not take.
+async def check_address(request: Request[Any, Any, Any]) -> None:
+    """Raise `NotFoundException` or `InvalidInput` where an address was read too leniently."""
+    _refuse_other_digits(request)
+    _refuse_unknown_parameters(request)
 
-    A misspelt filter would otherwise be taken for none at all.
-    """
+
+def _refuse_other_digits(request: Request[Any, Any, Any]) -> None:
+    """A number in a path is digits: `int` takes blanks, a plus and other alphabets as well."""
+    numbers = {name for name, value in request.path_params.items() if isinstance(value, int)}
+    if not numbers:
+        return
+    named = request.scope["path_template"].strip("/").split("/")
+    given = [part for part in request.scope["path"].split("/") if part]
+    # From the end: a server may have put a prefix before the path.
+    for name, part in zip(reversed(named), reversed(given), strict=False):
+        if name.strip("{}") in numbers and not re.fullmatch("-?[0-9]+", part):
+            raise NotFoundException
+
+
+def _refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
+    """A misspelt filter would otherwise be taken for none at all."""
     handler = request.route_handler
     if not request.query_params or not isinstance(handler, HTTPRouteHandler):
         return

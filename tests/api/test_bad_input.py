@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -202,3 +203,16 @@ def test_a_driver_needs_a_name_and_a_zone_that_exists(
     response = client.post("/drivers", json=body)
     assert response.status_code == 422
     assert response.json()["errors"][0]["field"] in body
+
+
+def test_a_number_in_a_path_is_digits(client: httpx.Client, driver_id: int) -> None:
+    arabic = str(driver_id).translate({ord("0") + digit: 0x660 + digit for digit in range(10)})
+    for loose in (arabic, f" {driver_id}", f"{driver_id}\n", f"+{driver_id}", f"0_{driver_id}"):
+        assert int(loose) == driver_id
+        for path in (f"/drivers/{quote(loose)}", f"/drivers/{quote(loose)}/shifts"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.json()["type"]) == (404, "about:blank"), path
+    # The controls: the same number in plain digits, and one that nobody can have.
+    for path in (f"/drivers/{driver_id}", f"/drivers/0{driver_id}/shifts/"):
+        assert client.get(path).status_code == 200
+    assert client.get("/drivers/-1").status_code == 422
