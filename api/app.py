@@ -10,7 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from litestar import Litestar, get
+from litestar import Litestar, Router, get
 from litestar.di import Provide
 from litestar.exceptions import HTTPException, InternalServerException
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
@@ -27,7 +27,13 @@ from api.feed import Feed
 from api.idempotency import Commands, forget_keys
 from api.openapi import DocumentConfig
 from api.osrm import Osrm
-from api.problems import on_bug, on_domain_error, on_http_error, on_no_file
+from api.problems import (
+    instead_of_no_page,
+    on_bug,
+    on_domain_error,
+    on_http_error,
+    on_no_file,
+)
 from api.requests import StrictRequest, check_address
 from api.routes.availability import AvailabilityController
 from api.routes.bookings import BookingsController
@@ -285,7 +291,9 @@ def _openapi() -> DocumentConfig:
         description=_DESCRIPTION,
         license=License(name="MIT", identifier="MIT"),
         use_handler_docstrings=True,
-        path="/docs",
+        openapi_router=Router(
+            "/docs", route_handlers=[], include_in_schema=False, after_request=instead_of_no_page
+        ),
         render_plugins=[
             SwaggerRenderPlugin(
                 path="/",

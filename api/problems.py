@@ -170,6 +170,16 @@ def on_no_file(request: Request[Any, Any, Any], _error: Exception) -> Response[b
     return on_http_error(request, NotFoundException())
 
 
+async def instead_of_no_page(response: Response[Any]) -> Response[Any]:
+    """The problem in the place of the page by which Litestar says that there is no such page."""
+    status = HTTPStatus.NOT_FOUND
+    if response.status_code != status:
+        return response
+    return problem_response(
+        Problem(type="about:blank", title=status.phrase, status=status, detail=status.description)
+    )
+
+
 def on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Answer what nobody foresaw, and say in the log what it was."""
     # Not its path, which may hold what is not for a log; the line of the request has its route.
