@@ -18,6 +18,7 @@ from litestar.exceptions import HTTPException, NotFoundException, ValidationExce
 from litestar.params import ParameterKwarg
 from litestar.types import Receive, Scope, Send
 
+from api.choices import with_choices
 from api.patterns import IN_WORDS
 from api.structs import FieldError, Problem
 from booking.errors import (
@@ -230,7 +231,10 @@ def _field_error(request: Request[Any, Any, Any], given: Mapping[str, str]) -> F
     field = request.route_handler.parsed_fn_signature.parameters.get(key)
     declared = field.kwarg_definition if field is not None else None
     name = declared.name if isinstance(declared, ParameterKwarg) else None
-    return FieldError(name or key, in_plain_words(given.get("message", "")))
+    rule = given.get("message", "")
+    if field is not None:
+        rule = with_choices(rule, field.annotation)
+    return FieldError(name or key, in_plain_words(rule))
 
 
 async def explain_plainly(error: TaxiError) -> Problem:

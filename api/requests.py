@@ -16,6 +16,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import QueryParameter
 
 from api.access import check_body
+from api.choices import with_choices
 from api.patterns import PLACE, PRINTABLE
 from api.problems import MalformedBody, UnsupportedBody, in_plain_words
 from api.structs import ID_MAX
@@ -86,15 +87,14 @@ class StrictRequest(Request[Any, Any, Any]):
         if content_type != "application/json":
             raise UnsupportedBody(field="Content-Type")
         field = self.route_handler.parsed_data_field
+        wanted = Any if field is None else field.annotation
         try:
-            body = msgspec.json.decode(
-                await self.body(), type=Any if field is None else field.annotation
-            )
+            body = msgspec.json.decode(await self.body(), type=wanted)
         except msgspec.ValidationError as error:
             rule, _, place = str(error).partition(" - at ")
             # "`$.start`"; or, of a name in an object, "`key` in `$.weekly`".
-            path = place.partition("$")[2]
-            raise _wrong_field(rule, path.strip("`.")) from None
+            path = place.partition("$")[2].strip("`.")
+            raise _wrong_field(with_choices(rule, wanted, path), path) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise MalformedBody(f"The body is not valid JSON: {error}.") from None
         check_body(self.scope, body)

@@ -1,5 +1,6 @@
 """Whatever is wrong is named: the field, and the rule it breaks."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
@@ -9,6 +10,7 @@ import pytest
 
 from api.patterns import IN_WORDS
 from tests.api.conftest import at
+from tests.api.household import series
 
 Wish = Callable[..., dict[str, Any]]
 
@@ -216,3 +218,23 @@ def test_a_number_in_a_path_is_digits(client: httpx.Client, driver_id: int) -> N
     for path in (f"/drivers/{driver_id}", f"/drivers/0{driver_id}/shifts/"):
         assert client.get(path).status_code == 200
     assert client.get("/drivers/-1").status_code == 422
+
+
+def test_whoever_names_no_such_value_is_told_which_there_are(
+    client: httpx.Client, driver_id: int
+) -> None:
+    recurrence = series({"rider_id": 1, "driver_id": driver_id})
+    recurrence["recurrence"]["weekdays"] = ["monday", "Montag"]
+    told = {
+        "state": client.get("/bookings", params={"state": "canceled"}),
+        "kinds[1]": client.post(
+            "/webhooks", json={"url": "https://example.com", "kinds": ["booked", "canceled"]}
+        ),
+        "recurrence.weekdays[1]": client.post("/series", json=recurrence),
+    }
+    for (field, answer), value in zip(
+        told.items(), ("cancelled", "cancelled", "sunday"), strict=True
+    ):
+        (error,) = answer.json()["errors"]
+        assert (answer.status_code, error["field"]) == (422, field)
+        assert re.search(rf"Invalid enum value '\w+'; it may be .*\b{value}\b.*\.$", error["rule"])
