@@ -69,6 +69,8 @@ def add(
         raise InvalidInput("They go together.", field="--issuer, --subject")
     if "@" not in email:
         raise InvalidInput("It is not an e-mail address.", field="--email")
+    if role == Role.RIDER and rider_id is None and name is None:
+        raise InvalidInput("The account of a rider needs one of them.", field="--rider, --name")
     external = (issuer, subject) if issuer and subject else None
     hashed = None if external else asyncio.run(Passwords().hash(_password()))
 

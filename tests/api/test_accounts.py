@@ -897,6 +897,7 @@ def test_the_first_administrator_is_made_at_the_terminal(
             "--driver: There is no driver 9.",
         ),
         (("add", "--role", "rider", "--email", "nobody"), "--email: "),
+        (("add", "--role", "rider", "--email", "a@b.example"), "--rider, --name: "),
         (("add", "--role", "rider", "--issuer", "https://issuer.example", *email), "--subject"),
         (("token", "--email", "nobody@tests.example"), "--email: There is no account"),
     ):
