@@ -161,6 +161,7 @@ RULES: Mapping[str, Rule] = {
     "list_webhooks": _ADMINISTRATORS,
     "get_webhook": _ADMINISTRATORS,
     "delete_webhook": _ADMINISTRATORS,
+    "enable_webhook": _ADMINISTRATORS,
     "test_webhook": _ADMINISTRATORS,
     "replay_webhook": _ADMINISTRATORS,
     "list_deliveries": _ADMINISTRATORS,

@@ -10,7 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from litestar import Litestar, get
+from litestar import Litestar, Router, get
 from litestar.di import Provide
 from litestar.exceptions import HTTPException, InternalServerException
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
@@ -27,8 +27,14 @@ from api.feed import Feed
 from api.idempotency import Commands, forget_keys
 from api.openapi import DocumentConfig
 from api.osrm import Osrm
-from api.problems import on_bug, on_domain_error, on_http_error, on_no_file
-from api.requests import StrictRequest, refuse_unknown_parameters
+from api.problems import (
+    instead_of_no_page,
+    on_bug,
+    on_domain_error,
+    on_http_error,
+    on_no_file,
+)
+from api.requests import StrictRequest, check_address
 from api.routes.availability import AvailabilityController
 from api.routes.bookings import BookingsController
 from api.routes.drivers import DriversController
@@ -137,7 +143,7 @@ def create_app(settings: Settings) -> Litestar:
         ],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         request_class=StrictRequest,
-        before_request=refuse_unknown_parameters,
+        before_request=check_address,
         after_exception=[metrics.count_unavailable],
         exception_handlers={
             TaxiError: on_domain_error,
@@ -163,7 +169,9 @@ def create_app(settings: Settings) -> Litestar:
 async def _at_work(service: Service, doors: Doors) -> AsyncIterator[None]:
     """What the service does besides answering, until the block is left."""
     deliveries = Deliveries(
-        service.feed.database, answer_s_max=service.settings.webhook_answer_s_max
+        service.feed.database,
+        answer_s_max=service.settings.webhook_answer_s_max,
+        private=service.settings.webhook_private,
     )
     async with service.follower.running(), service.feed.running(), deliveries.running():
         with tracing.untraced():
@@ -283,7 +291,9 @@ def _openapi() -> DocumentConfig:
         description=_DESCRIPTION,
         license=License(name="MIT", identifier="MIT"),
         use_handler_docstrings=True,
-        path="/docs",
+        openapi_router=Router(
+            "/docs", route_handlers=[], include_in_schema=False, after_request=instead_of_no_page
+        ),
         render_plugins=[
             SwaggerRenderPlugin(
                 path="/",
@@ -340,7 +350,9 @@ async def _sweep_holds(service: Service) -> None:
 
 async def _watch_the_clock(service: Service) -> None:
     """Predict anew the end of every trip that is still under way when it should have ended."""
-    for trip, end in await service.look(overdue):
+    late = await service.look(overdue)
+    service.forget_stuck_but({trip.id for trip, _ in late})
+    for trip, end in late:
         try:
             # By its version, as another process watches the same clock.
             overrun = await report_end(
@@ -352,7 +364,7 @@ async def _watch_the_clock(service: Service) -> None:
             continue  # it did, or somebody reported
         except TaxiError as error:
             # One trip that cannot be helped must not keep the others waiting.
-            logger.warning("Overdue booking %s keeps its predicted end: %s", trip.id, error)
+            service.note_stuck(trip, error)
         else:
             service.note_overrun(overrun)
 

@@ -6,16 +6,19 @@ keeps nobody waiting but itself. Bookings know nothing of all this.
 """
 
 import asyncio
+import ipaddress
 import logging
 import random
+import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import NamedTuple, override
 
+import httpcore
 import httpx
 import msgspec
 from standardwebhooks import Webhook
@@ -26,7 +29,7 @@ from booking.errors import Unavailable
 from booking.postgres import outbox
 from booking.postgres.database import Database
 from booking.postgres.outbox import WEBHOOKS_MAX, Claimed, DeliveryState
-from booking.webhooks import RETRY_S, wait_s
+from booking.webhooks import RETRY_S, is_public, wait_s
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +66,8 @@ class Deliveries:
     """Copies what webhooks want, and brings it to them.
 
     The waits between the attempts are those of `retry_s`. A receiver has `answer_s_max`
-    seconds for its answer, from the connection on.
+    seconds for its answer, from the connection on. It may be on this machine or in a private
+    network only where `private` addresses are allowed.
     """
 
     def __init__(
@@ -71,11 +75,13 @@ class Deliveries:
         database: Database,
         *,
         answer_s_max: float,
+        private: bool = False,
         retry_s: Sequence[float] = RETRY_S,
         poll_interval_s: float = 0.5,
     ) -> None:
         self._database = database
         self._answer_s_max = answer_s_max
+        self._private = private
         self._retry_s = retry_s
         self._poll_interval_s = poll_interval_s
         self._under_way: Counter[int] = Counter()
@@ -169,6 +175,8 @@ class Deliveries:
                 return await self._post(claimed.url, body, headers)
         except (TimeoutError, httpx.TimeoutException):
             return Outcome(None, "no answer in time")
+        except _NotPublic:
+            return Outcome(None, "the address is not a public one")
         except httpx.ConnectError:
             return Outcome(None, "cannot connect")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -187,13 +195,15 @@ class Deliveries:
 
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
+            # Counted for each webhook: what they all shared, a slow one could use up.
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=WEBHOOKS_MAX)
+            transport = httpx.AsyncHTTPTransport if self._private else _ToPublicAddresses
             # Nowhere else than told: neither by a redirect nor by a proxy of the environment.
             self._http = httpx.AsyncClient(
                 timeout=self._answer_s_max,
                 follow_redirects=False,
                 trust_env=False,
-                # Counted for each webhook: what they all shared, a slow one could use up.
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=WEBHOOKS_MAX),
+                transport=transport(trust_env=False, limits=limits),
             )
         return self._http
 
@@ -250,3 +260,63 @@ def message_of(claimed: Claimed) -> tuple[str, str]:
         "data": EventOut.of(event),
     }
     return f"evt_{event.cursor}", _encode(told).decode()
+
+
+# Where connections may lead ----------------------------------------------------------------------
+
+
+class _NotPublic(Exception):  # no error of the domain: it is noted as why there was no answer
+    """What was to be connected to is this machine, or in a private network."""
+
+
+class _OnlyPublic(httpcore.AsyncNetworkBackend):
+    """Connects to public addresses alone.
+
+    A name is looked up once, and what was looked at is what is connected to: asked a second
+    time, it could lead elsewhere.
+    """
+
+    def __init__(self) -> None:
+        self._any = httpcore.AnyIOBackend()
+
+    @override
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # as httpcore has it
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise httpcore.ConnectError(str(error)) from error
+        addresses = [str(address[0]) for *_, address in found]
+        if not all(is_public(ipaddress.ip_address(each)) for each in addresses):
+            raise _NotPublic
+        share_s = None if timeout is None else timeout / len(addresses)
+        failures: list[Exception] = []
+        for each in addresses:
+            try:
+                return await self._any.connect_tcp(
+                    each, port, share_s, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failures.append(error)
+        raise failures[-1]
+
+
+class _ToPublicAddresses(httpx.AsyncHTTPTransport):
+    """As its parent, which has no parameter for where connections may lead."""
+
+    def __init__(self, *, trust_env: bool, limits: httpx.Limits) -> None:
+        super().__init__(trust_env=trust_env, limits=limits)
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=httpx.create_ssl_context(trust_env=trust_env),
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            network_backend=_OnlyPublic(),
+        )

@@ -18,6 +18,7 @@ from litestar.exceptions import HTTPException, NotFoundException, ValidationExce
 from litestar.params import ParameterKwarg
 from litestar.types import Receive, Scope, Send
 
+from api.choices import with_choices
 from api.patterns import IN_WORDS
 from api.structs import FieldError, Problem
 from booking.errors import (
@@ -170,6 +171,16 @@ def on_no_file(request: Request[Any, Any, Any], _error: Exception) -> Response[b
     return on_http_error(request, NotFoundException())
 
 
+async def instead_of_no_page(response: Response[Any]) -> Response[Any]:
+    """The problem in the place of the page by which Litestar says that there is no such page."""
+    status = HTTPStatus.NOT_FOUND
+    if response.status_code != status:
+        return response
+    return problem_response(
+        Problem(type="about:blank", title=status.phrase, status=status, detail=status.description)
+    )
+
+
 def on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Answer what nobody foresaw, and say in the log what it was."""
     # Not its path, which may hold what is not for a log; the line of the request has its route.
@@ -220,7 +231,10 @@ def _field_error(request: Request[Any, Any, Any], given: Mapping[str, str]) -> F
     field = request.route_handler.parsed_fn_signature.parameters.get(key)
     declared = field.kwarg_definition if field is not None else None
     name = declared.name if isinstance(declared, ParameterKwarg) else None
-    return FieldError(name or key, in_plain_words(given.get("message", "")))
+    rule = given.get("message", "")
+    if field is not None:
+        rule = with_choices(rule, field.annotation)
+    return FieldError(name or key, in_plain_words(rule))
 
 
 async def explain_plainly(error: TaxiError) -> Problem:

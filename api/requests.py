@@ -11,10 +11,12 @@ from typing import Annotated, Any, override
 
 import msgspec
 from litestar import Request
+from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import QueryParameter
 
 from api.access import check_body
+from api.choices import with_choices
 from api.patterns import PLACE, PRINTABLE
 from api.problems import MalformedBody, UnsupportedBody, in_plain_words
 from api.structs import ID_MAX
@@ -85,15 +87,14 @@ class StrictRequest(Request[Any, Any, Any]):
         if content_type != "application/json":
             raise UnsupportedBody(field="Content-Type")
         field = self.route_handler.parsed_data_field
+        wanted = Any if field is None else field.annotation
         try:
-            body = msgspec.json.decode(
-                await self.body(), type=Any if field is None else field.annotation
-            )
+            body = msgspec.json.decode(await self.body(), type=wanted)
         except msgspec.ValidationError as error:
             rule, _, place = str(error).partition(" - at ")
             # "`$.start`"; or, of a name in an object, "`key` in `$.weekly`".
-            path = place.partition("$")[2]
-            raise _wrong_field(rule, path.strip("`.")) from None
+            path = place.partition("$")[2].strip("`.")
+            raise _wrong_field(with_choices(rule, wanted, path), path) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise MalformedBody(f"The body is not valid JSON: {error}.") from None
         check_body(self.scope, body)
@@ -101,11 +102,27 @@ class StrictRequest(Request[Any, Any, Any]):
 
 
 # Not a plain function: that would be run in a thread, with two switches a request.
-async def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
-    """Raise `InvalidInput` for a query parameter that the handler does not take.
+async def check_address(request: Request[Any, Any, Any]) -> None:
+    """Raise `NotFoundException` or `InvalidInput` where an address was read too leniently."""
+    _refuse_other_digits(request)
+    _refuse_unknown_parameters(request)
 
-    A misspelt filter would otherwise be taken for none at all.
-    """
+
+def _refuse_other_digits(request: Request[Any, Any, Any]) -> None:
+    """A number in a path is digits: `int` takes blanks, a plus and other alphabets as well."""
+    numbers = {name for name, value in request.path_params.items() if isinstance(value, int)}
+    if not numbers:
+        return
+    named = request.scope["path_template"].strip("/").split("/")
+    given = [part for part in request.scope["path"].split("/") if part]
+    # From the end: a server may have put a prefix before the path.
+    for name, part in zip(reversed(named), reversed(given), strict=False):
+        if name.strip("{}") in numbers and not re.fullmatch("-?[0-9]+", part):
+            raise NotFoundException
+
+
+def _refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
+    """A misspelt filter would otherwise be taken for none at all."""
     handler = request.route_handler
     if not request.query_params or not isinstance(handler, HTTPRouteHandler):
         return

@@ -1,7 +1,7 @@
 """What every handler stands on, built once by `create_app`."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import UNSET, structs
@@ -14,7 +14,7 @@ from api.problems import problem_of
 from api.settings import Settings
 from api.stopping import Stopping
 from api.structs import BookingProblem, Conflict, Offer, Problem
-from booking.bookings import BookingRequest
+from booking.bookings import Booking, BookingRequest
 from booking.calendars import Held
 from booking.errors import BookingConflict, NoDriverFree, TaxiError, Unavailable
 from booking.overrun import Policy, Remedy
@@ -48,6 +48,8 @@ class Service:
     feed: Feed
     stopping: Stopping = field(default_factory=Stopping)
     """Whether this process is to stop: what would go on for ever ends then."""
+    _stuck: set[tuple[int, type[TaxiError]]] = field(default_factory=set)
+    """Overdue trips that cannot be helped, and why not, which has been said."""
 
     async def look[T](self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work` in a transaction that may only read."""
@@ -65,6 +67,16 @@ class Service:
                     each.booking.id,
                     each.late_s / 60,
                 )
+
+    def note_stuck(self, trip: Booking, error: TaxiError) -> None:
+        """Say that an overdue trip cannot be helped: once for each reason, and not at each look."""
+        if (trip.id, type(error)) not in self._stuck:
+            self._stuck.add((trip.id, type(error)))
+            logger.warning("Overdue booking %s keeps its predicted end: %s", trip.id, error)
+
+    def forget_stuck_but(self, overdue: Container[int]) -> None:
+        """Forget what was said of trips that are not overdue any more."""
+        self._stuck.difference_update([each for each in self._stuck if each[0] not in overdue])
 
     async def explain(self, error: TaxiError, request: BookingRequest) -> Problem:
         """The problem of a booking that was refused, with what is free instead."""

@@ -64,6 +64,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Clients that may follow the events at once, a process."""
     webhook_answer_s_max: Seconds = 15.0
     """How long a webhook may take to answer."""
+    webhook_private: bool = False
+    """Whether webhooks may lead to this machine, and into private networks."""
     requests_max: Count = 2_000
     """Requests that may be under way in a process; one more is turned away unread."""
     drain_s: NotNegative = 0

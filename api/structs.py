@@ -851,7 +851,7 @@ WebhookUrl = Annotated[
     Meta(
         min_length=1,
         max_length=URL_CHARS_MAX,
-        description="https, or http on this machine.",
+        description="https; or http on this machine, where the service allows it.",
         examples=["https://example.com/taxi"],
     ),
 ]

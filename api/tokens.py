@@ -15,7 +15,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic, time
-from typing import Any
 
 import httpx
 import jwt
@@ -44,16 +43,17 @@ _REMEMBERED_MAX = 10_000
 """Tokens, and accounts, that are remembered at most."""
 _CLOCK_SKEW_S = 10
 _ISSUER_S_MAX = 5.0
+_FETCH_INTERVAL_S = 30.0
+"""How long an issuer's keys are not fetched again, whatever keys tokens name."""
 _SILENT_S = 10.0
-"""How long an issuer that did not answer is not asked again."""
+"""The same for an issuer that did not answer."""
+_KEYS_S = 300.0
+"""How old keys may be before they are fetched anew, while those go on to count."""
+_KEYS_S_MAX = 3_600.0
+"""How old they may be at all, where the issuer does not answer."""
 
-_SILENCE = (
-    jwt.exceptions.PyJWKClientConnectionError,
-    httpx.HTTPError,
-    msgspec.MsgspecError,
-    ValueError,
-)
-"""What goes wrong when keys are fetched; a token that is wrong raises other errors."""
+_SILENCE = (jwt.PyJWTError, httpx.HTTPError, msgspec.MsgspecError, ValueError)
+"""What goes wrong when keys are fetched."""
 
 Who = int | tuple[str, str]
 """An account by its number, or by issuer and subject."""
@@ -246,54 +246,90 @@ class Issuer:
 
     (OpenID Connect Discovery 1.0, section 4.) Its tokens must be for `audience`. Raises
     `InvalidInput` if the address is not one that can be trusted.
+
+    A token may name any key, and anybody can send one. So a key that is known is never waited
+    for, and for those that are not, however many, the keys are fetched once in a while.
     """
 
     def __init__(self, name: str, audience: str) -> None:
         self.name = name
         self._audience = audience
-        self._keys: jwt.PyJWKClient | None = None
-        self._one = asyncio.Lock()
-        self._silent_until_s = 0.0
+        self._client: jwt.PyJWKClient | None = None
+        self._keys: dict[str, jwt.PyJWK] = {}
+        """By the name that tokens have for them, their `kid`."""
+        self._fetched_s = self._next_fetch_s = 0.0
+        """By the monotonic clock: when they came, and from when on they may be fetched again."""
+        self._fetching: asyncio.Task[None] | None = None
+        self._silence: Exception | None = None
+        """What went wrong the last time, if it did."""
         if not _is_trusted(name):
             raise InvalidInput("It must be an https address.", field="TAXI_OIDC_ISSUER")
 
     async def read(self, token: str) -> _Read:
         """What the token says. Raises `NotSignedIn`, or `IssuerSilent`."""
-        # One at a time: what is genuine is remembered, so they are few, and whoever sends
-        # others by the thousand has one thread of ours and no more.
-        async with self._one:
-            if monotonic() < self._silent_until_s:
-                raise IssuerSilent
-            try:
-                claims = await asyncio.to_thread(self._verify, token)
-            except _SILENCE as error:
-                self._silent_until_s = monotonic() + _SILENT_S
-                raise IssuerSilent from error
-            except jwt.PyJWTError:
-                raise NotSignedIn from None
+        try:
+            key = await self._key(jwt.get_unverified_header(token).get("kid", ""))
+            # In no thread: it is less work than the rest of the request.
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=_ASYMMETRIC,
+                audience=self._audience,
+                issuer=self.name,
+                leeway=_CLOCK_SKEW_S,
+                options={"require": _CLAIMS},
+            )
+        except jwt.PyJWTError:
+            raise NotSignedIn from None
         return _Read((self.name, claims["sub"]), claims["iat"], claims["exp"])
 
-    def _verify(self, token: str) -> dict[str, Any]:
-        key = self._key_client().get_signing_key_from_jwt(token)
-        return jwt.decode(
-            token,
-            key,
-            algorithms=_ASYMMETRIC,
-            audience=self._audience,
-            issuer=self.name,
-            leeway=_CLOCK_SKEW_S,
-            options={"require": _CLAIMS},
-        )
+    async def _key(self, kid: str) -> jwt.PyJWK:
+        age_s = monotonic() - self._fetched_s
+        key = self._keys.get(kid) if age_s < _KEYS_S_MAX else None
+        if key is not None:
+            if age_s > _KEYS_S:
+                self._fetch()
+            return key
+        fetching = self._fetch()
+        if fetching is not None:
+            await asyncio.shield(fetching)
+        if self._silence is not None:
+            raise IssuerSilent from self._silence
+        if kid not in self._keys:
+            raise NotSignedIn
+        return self._keys[kid]
 
-    def _key_client(self) -> jwt.PyJWKClient:
-        if self._keys is None:
+    def _fetch(self) -> asyncio.Task[None] | None:
+        """The fetch that is under way, or begins now; None if it is too early for one."""
+        if self._fetching is None and monotonic() >= self._next_fetch_s:
+            self._fetching = asyncio.create_task(self._fetched())
+        return self._fetching
+
+    async def _fetched(self) -> None:
+        wait_s = _SILENT_S
+        try:
+            found = await asyncio.to_thread(self._ask)
+        except _SILENCE as error:
+            self._silence = error
+        else:
+            self._keys, self._silence = {str(key.key_id): key for key in found}, None
+            self._fetched_s, wait_s = monotonic(), _FETCH_INTERVAL_S
+        finally:
+            self._next_fetch_s = monotonic() + wait_s
+            self._fetching = None
+
+    def _ask(self) -> list[jwt.PyJWK]:
+        if self._client is None:
             address = f"{self.name.rstrip('/')}/.well-known/openid-configuration"
             answer = httpx.get(address, timeout=_ISSUER_S_MAX).raise_for_status()
             found = msgspec.json.decode(answer.content, type=_Discovery)
             if found.issuer != self.name or not _is_trusted(found.jwks_uri):
                 raise ValueError(f"{address} is not the document of that issuer.")
-            self._keys = jwt.PyJWKClient(found.jwks_uri, timeout=_ISSUER_S_MAX)
-        return self._keys
+            # Its own memory is asked under a lock that it holds while it fetches.
+            self._client = jwt.PyJWKClient(
+                found.jwks_uri, cache_jwk_set=False, timeout=_ISSUER_S_MAX
+            )
+        return self._client.get_signing_keys()
 
 
 def _is_trusted(address: str) -> bool:

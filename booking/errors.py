@@ -176,6 +176,14 @@ class EmailTaken(Refused):
     """There is an account with that e-mail, or with that subject, already."""
 
 
+class OwnAccount(Refused):
+    """Nobody disables their own account; another administrator does."""
+
+
+class LastAdministrator(Refused):
+    """The last administrator stays, as nobody would be left to add another; add one first."""
+
+
 class NoPasswords(Refused):
     """Nobody signs in by password here; tokens come from the issuer that the service trusts."""
 

@@ -16,6 +16,8 @@ _SECRET_BYTES = 32
 # Host and port, and nothing that two readers of an address could read in two ways.
 _URL = re.compile(r"(https?)://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?][!-~]*)?")
 _PORT_MAX = 65_535
+_WITHIN_IPV6 = ipaddress.ip_network("64:ff9b::/96")
+"""Whose addresses lead to the IPv4 address in their last 32 bits (RFC 6052)."""
 
 RETRY_S: Sequence[float] = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """The waits between the attempts, in seconds: five seconds first, a day at last.
@@ -26,10 +28,13 @@ JITTER = 0.2
 """A wait is longer by up to this share of it, so that those who failed together part."""
 
 
-def check_url(url: str) -> str:
+def check_url(url: str, *, private: bool = False) -> str:
     """The address, if messages may go there; else `InvalidInput`.
 
-    What is sent says who rides when, so it goes over TLS, or does not leave this machine.
+    What is sent says who rides when, so it goes over TLS, or does not leave this machine. Unless
+    `private` addresses are allowed it goes to none: whoever may add a webhook could otherwise
+    have the service ask what only its own network is to reach. What a name leads to is known
+    when it is asked, and looked at then.
     """
     found = _URL.fullmatch(url)
     if found is None or "#" in url or len(url) > URL_CHARS_MAX:
@@ -37,18 +42,39 @@ def check_url(url: str) -> str:
     scheme, host, port, _ = found.groups()
     if port is not None and not 1 <= int(port[1:]) <= _PORT_MAX:
         raise InvalidInput(f"A port is 1 to {_PORT_MAX}.", field="url")
-    if scheme == "http" and not _is_loopback(host):
+    address = _address_in(host)
+    if not private and address is not None and not is_public(address):
+        raise InvalidInput(
+            "It must not lead to this machine or into a private network."
+            " (TAXI_WEBHOOK_PRIVATE allows it.)",
+            field="url",
+        )
+    if scheme == "http" and not (address is not None and address.is_loopback):
         raise InvalidInput("It must be https; http goes to this machine only.", field="url")
     return url
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _address_in(host: str) -> Address | None:
+    """The address that the host is; None for a name that may have any."""
+    if host.lower() == "localhost":
+        return ipaddress.IPv4Address("127.0.0.1")
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        return False
+        return None
+
+
+def is_public(address: Address) -> bool:
+    """Whether it is the same machine for whoever asks, and one only."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return is_public(address.ipv4_mapped)
+        if address in _WITHIN_IPV6:
+            return is_public(ipaddress.IPv4Address(address.packed[-4:]))
+    return address.is_global and not address.is_multicast
 
 
 def new_secret() -> str:

@@ -43,6 +43,8 @@ os.environ["TAXI_TOKEN_SECRET"] = "what the tests sign with, and nobody else"  #
 os.environ["TAXI_TOKEN"] = mint(
     os.environ["TAXI_TOKEN_SECRET"], ADMINISTRATOR_ID, timedelta(days=1)
 )
+# Nobody but this machine is told anything by a test.
+os.environ["TAXI_WEBHOOK_PRIVATE"] = "true"
 AUTHORIZATION = {"Authorization": f"Bearer {os.environ['TAXI_TOKEN']}"}
 """What an administrator sends, who is in every database that the fixtures here serve."""
 

@@ -102,6 +102,7 @@ RULES = (
             ("api/ical.py", "icalendar"),  # writes what calendar programs read
             ("api/client.py", "httpx"),  # asks the service, as others do
             ("api/deliveries.py", "httpx"),  # brings messages to webhooks
+            ("api/deliveries.py", "httpcore"),  # and to public addresses alone
             ("api/deliveries.py", "standardwebhooks"),  # signs them
             ("api/logs.py", "structlog"),  # writes the log
             ("api/logs.py", "opentelemetry"),  # and the trace in it

@@ -241,3 +241,21 @@ def test_events_are_followed_from_any_place_on(desk: Desk) -> None:
     assert json.loads(later.stdout) == second
     wrong = desk.run("events", after="yesterday")
     assert (wrong.returncode, "--after" in wrong.stderr) == (2, True)
+
+
+def test_what_a_hand_gets_wrong_is_told_in_words(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The address is in the environment, as for whoever does not want to repeat it.
+    monkeypatch.setenv("TAXI_URL", desk.url)
+    monkeypatch.setenv("COLUMNS", "200")
+    wrong = run("cancel", "x")
+    assert wrong.returncode == 2
+    assert "'x' is not a valid integer." in wrong.stderr
+    late, early = (
+        run("book", f"--rider={desk.rider}", f"--driver={desk.driver}", f"--at={at}", "--minutes=9")
+        for at in ("2020-05-06T09:00+02:00", START)
+    )
+    assert (late.returncode, early.returncode) == (0, 0)
+    assert late.stderr == "Note: 2020-05-06 09:00 +0200 has passed.\n"
+    assert early.stderr == ""

@@ -18,13 +18,19 @@ from api.cli.remote import ID
 from api.passwords import Passwords
 from api.tokens import mint
 from booking.accounts import Account, Role
-from booking.errors import EmailTaken, InvalidInput, NotFound
+from booking.errors import EmailTaken, InvalidInput, LastAdministrator, NotFound
 from booking.postgres import accounts, schema
 from booking.postgres.database import Database
 from booking.postgres.ledger import add_rider
 
 _HOUR = timedelta(hours=1)
-_OPTIONS = {"email": "--email", "rider_id": "--rider", "driver_id": "--driver", "name": "--name"}
+_OPTIONS = {
+    "email": "--email",
+    "account_id": "--email",
+    "rider_id": "--rider",
+    "driver_id": "--driver",
+    "name": "--name",
+}
 
 email_option = click.option("--email", required=True, help="Whose.")
 
@@ -63,6 +69,8 @@ def add(
         raise InvalidInput("They go together.", field="--issuer, --subject")
     if "@" not in email:
         raise InvalidInput("It is not an e-mail address.", field="--email")
+    if role == Role.RIDER and rider_id is None and name is None:
+        raise InvalidInput("The account of a rider needs one of them.", field="--rider, --name")
     external = (issuer, subject) if issuer and subject else None
     hashed = None if external else asyncio.run(Passwords().hash(_password()))
 
@@ -151,7 +159,7 @@ def _on_the_database(
         url = schema.prepare(server, prevention, allocator)
         try:
             return asyncio.run(_transact(url, work))
-        except (InvalidInput, NotFound, EmailTaken) as error:
+        except (InvalidInput, NotFound, EmailTaken, LastAdministrator) as error:
             where = _OPTIONS.get(error.field or "", error.field)
             raise InvalidInput(error.message, field=where) from None
 

@@ -9,6 +9,7 @@ from api.cli.remote import (
     ID,
     INSTANT,
     REFUSED,
+    Integer,
     ask,
     json_option,
     print_bookings,
@@ -48,12 +49,12 @@ _OPTIONS = {
 @click.option(
     "--minutes",
     required=True,
-    type=click.IntRange(1, LONGEST // _MINUTE),
+    type=Integer(1, LONGEST // _MINUTE),
     help="How long it will take.",
 )
 @click.option(
     "--hold-s",
-    type=click.IntRange(1, HOLD_S_MAX),
+    type=Integer(1, HOLD_S_MAX),
     help="Only hold the time, for so many seconds, to be confirmed by then.",
 )
 @click.option("--key", help="Repeats a booking whose answer was lost, and does not book twice.")
@@ -76,6 +77,10 @@ def command(
     """
     if driver_id is not None and fleet is not None:
         raise InvalidInput("Name a driver or a fleet, not both.", field="--driver, --fleet")
+
+    if start < datetime.now(UTC):
+        # It may be meant so: a trip that was not written down in time.
+        click.echo(f"Note: {start:%Y-%m-%d %H:%M %z} has passed.", err=True)
 
     async def book(client: TaxiClient) -> BookingOut:
         return await client.book(

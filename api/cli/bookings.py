@@ -10,6 +10,7 @@ from api.cli.remote import (
     ID,
     INSTANT,
     ZONE,
+    Integer,
     ask,
     json_option,
     print_bookings,
@@ -41,7 +42,7 @@ _OPTIONS = {
 @click.option("--until", "end", type=INSTANT, help="Only what starts before this instant.")
 @click.option("--zone", type=ZONE, help="The zone of the times shown.  [default: UTC]")
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many."
+    "--limit", type=Integer(min=1), default=50, show_default=True, help="At most so many."
 )
 @url_option
 @json_option

@@ -7,6 +7,7 @@ import rich_click as click
 from api.cli.remote import (
     ID,
     REFUSED,
+    Integer,
     ask,
     json_option,
     print_json,
@@ -25,7 +26,7 @@ _OPTIONS = {"booking_id": "BOOKING", "reason": "--reason", "If-Match": "--versio
 @click.option("--reason", help="Why; it is kept with the booking.")
 @click.option(
     "--version",
-    type=click.IntRange(min=1),
+    type=Integer(min=1),
     help="Only if nobody has changed the booking since it had this version.",
 )
 @url_option

@@ -35,10 +35,23 @@ REFUSED = (ProblemConflict, ProblemChanged)
 """What is raised when the request was right, and the state of things forbids it."""
 
 url_option = click.option(
-    "--url", default="http://127.0.0.1:8000", show_default=True, help="The service."
+    "--url",
+    default="http://127.0.0.1:8000",
+    show_default=True,
+    envvar="TAXI_URL",
+    show_envvar=True,
+    help="The service.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-ID = click.IntRange(1, ID_MAX)
+
+
+class Integer(click.IntRange):
+    """As its parent, which says of a text that it is not a valid integer range."""
+
+    name = "integer"
+
+
+ID = Integer(1, ID_MAX)
 
 
 class _Instant(click.ParamType[datetime]):

@@ -127,9 +127,13 @@ class AccountsController(Controller):
         request: StrictRequest,
         idempotency_key: KeyHeader = None,
     ) -> Response[AccountOut]:
-        """Disable an account for good: within a few seconds its tokens are good for nothing."""
+        """Disable an account for good: within a few seconds its tokens are good for nothing.
+
+        Nobody disables their own, and the last administrator stays.
+        """
+        who: Principal = request.user
         command = Command(
-            lambda connection: accounts.disable_account(connection, account_id),
+            lambda connection: accounts.disable_account(connection, account_id, who.account_id),
             AccountOut.of,
             note=lambda _: tokens.forget(),
         )

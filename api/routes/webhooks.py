@@ -51,7 +51,9 @@ class WebhooksController(Controller):
         once, always under the same `webhook-id`; the events of one booking come in order.
         """
         command = Command(
-            lambda c: outbox.add_webhook(c, data.url, data.kinds, data.fleet),
+            lambda c: outbox.add_webhook(
+                c, data.url, data.kinds, data.fleet, private=service.settings.webhook_private
+            ),
             NewWebhookOut.of,
             status=HTTPStatus.CREATED,
             collection="/webhooks",
@@ -83,6 +85,27 @@ class WebhooksController(Controller):
     ) -> Response[WebhookOut]:
         """Delete a webhook, with all that it was owed. The answer is what it was."""
         command = Command(lambda c: outbox.delete_webhook(c, webhook_id), WebhookOut.of)
+        return await service.commands.run(request, idempotency_key, command)
+
+    @post(
+        "/{webhook_id:int}/enable",
+        status_code=HTTPStatus.OK,
+        responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+        operation_id="enable_webhook",
+    )
+    async def enable(
+        self,
+        webhook_id: WebhookPath,
+        service: NamedDependency[Service],
+        request: StrictRequest,
+        idempotency_key: KeyHeader = None,
+    ) -> Response[WebhookOut]:
+        """Have events sent again to a webhook that was disabled, as its receiver was gone.
+
+        It goes on where it stopped: what happened since is sent as well, as far as it is
+        remembered. The message that was answered by 410 is not; a replay sends it again.
+        """
+        command = Command(lambda c: outbox.enable_webhook(c, webhook_id), WebhookOut.of)
         return await service.commands.run(request, idempotency_key, command)
 
     @post(

@@ -13,7 +13,9 @@ from booking.accounts import Account, Principal, Role, check_fits
 from booking.bookings import LONGEST
 from booking.errors import (
     EmailTaken,
+    LastAdministrator,
     OverLimit,
+    OwnAccount,
     UnknownAccount,
     UnknownLink,
     UnknownRider,
@@ -214,11 +216,27 @@ async def set_password(
     return await _change(connection, known.account.id, values, same)
 
 
-async def disable_account(connection: AsyncConnection, account_id: int) -> Account:
-    """Disable the account for good; one that is disabled stays so. Raises `UnknownAccount`.
+async def disable_account(
+    connection: AsyncConnection, account_id: int, by: int | None = None
+) -> Account:
+    """Disable the account for good; one that is disabled stays so. The account `by` asks for it.
 
     The links to the calendar of whom it speaks for open nothing any more.
+
+    Raises `UnknownAccount`; and `OwnAccount` or `LastAdministrator`, as somebody must be left
+    who can add others.
     """
+    if account_id == by:
+        raise OwnAccount(field="account_id")
+    # Locked: of two who disable each other, the second sees what the first has done.
+    administrators = await connection.scalars(
+        select(accounts.c.id)
+        .where(accounts.c.role == Role.ADMINISTRATOR, accounts.c.disabled_at.is_(None))
+        .order_by(accounts.c.id)
+        .with_for_update(key_share=True)
+    )
+    if administrators.all() == [account_id]:
+        raise LastAdministrator(field="account_id")
     since = func.coalesce(accounts.c.disabled_at, func.now())
     changed = await _change(connection, account_id, {"disabled_at": since})
     if changed is None:

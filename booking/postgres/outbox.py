@@ -143,13 +143,19 @@ class Claimed(NamedTuple):
 
 
 async def add_webhook(
-    connection: AsyncConnection, url: str, kinds: Sequence[EventKind] | None, fleet: str | None
+    connection: AsyncConnection,
+    url: str,
+    kinds: Sequence[EventKind] | None,
+    fleet: str | None,
+    *,
+    private: bool = False,
 ) -> NewWebhook:
     """Add a webhook; it is told what happens from now on.
 
-    Raises `InvalidInput` for an address that will not do, and `TooManyWebhooks`.
+    Raises `InvalidInput` for an address that will not do, which one that is not public does
+    only where `private` ones are allowed; and `TooManyWebhooks`.
     """
-    check_url(url)
+    check_url(url, private=private)
     # One at a time, or two could both be the last that there may be.
     await connection.execute(select(func.pg_advisory_xact_lock(_ONE_AT_A_TIME)))
     if (await connection.scalar(select(func.count()).select_from(webhooks)) or 0) >= WEBHOOKS_MAX:
@@ -184,6 +190,15 @@ async def read_webhook(connection: AsyncConnection, webhook_id: int) -> Webhook:
 async def delete_webhook(connection: AsyncConnection, webhook_id: int) -> Webhook:
     """Delete a webhook with all that it was owed. Raises `UnknownWebhook`."""
     return await _webhook(connection, delete(webhooks).returning(*_WEBHOOK_COLUMNS), webhook_id)
+
+
+async def enable_webhook(connection: AsyncConnection, webhook_id: int) -> Webhook:
+    """Have a webhook told again, from where it stopped; one that is told already stays so.
+
+    Raises `UnknownWebhook`.
+    """
+    statement = update(webhooks).values(disabled_at=None, disabled_why=None)
+    return await _webhook(connection, statement.returning(*_WEBHOOK_COLUMNS), webhook_id)
 
 
 async def _webhook(connection: AsyncConnection, statement: Any, webhook_id: int) -> Webhook:

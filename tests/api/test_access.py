@@ -35,7 +35,7 @@ SIGNED_IN = "get_me change_password"
 """To whoever has signed in."""
 ADMINISTRATORS = (
     "list_accounts get_account disable_account add_webhook list_webhooks get_webhook"
-    " test_webhook replay_webhook list_deliveries delete_webhook"
+    " enable_webhook test_webhook replay_webhook list_deliveries delete_webhook"
 )
 THEIR_OWN = {
     "rider": (
@@ -274,7 +274,10 @@ async def test_the_pages_are_open_and_the_metrics_are_not(household: Household) 
     async with household.as_role("nobody") as stranger:
         for page in ("/docs", "/docs/openapi.json", "/docs-assets/swagger-ui.css", "/"):
             assert (await stranger.get(page)).status_code in {200, 302}, page
-        assert (await stranger.get("/docs/nowhere")).status_code == 404
+        for nowhere in ("/docs/nowhere", "/docs/no/where", "/docs-assets/nowhere", "/nowhere"):
+            none = await stranger.get(nowhere)
+            assert (none.status_code, none.json()["type"]) == (404, "about:blank"), nowhere
+            assert none.headers["Content-Type"] == "application/problem+json", nowhere
         assert (await stranger.get("/metrics")).status_code == 401
         assert (await stranger.options("/bookings")).status_code == 204
     async with household.as_role("nobody", address=LOOPBACK) as local:

@@ -26,6 +26,8 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from litestar import Litestar
+from sqlalchemy import Select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import tokens as tokens_module
 from api.account_structs import AccountIn, CalendarLink, PasswordChange, SignIn, TokenOut
@@ -36,7 +38,8 @@ from api.cli.home import token_secret
 from api.feed import Feed
 from api.passwords import Passwords
 from api.settings import read_settings
-from booking.errors import InvalidInput, TaxiError
+from api.tokens import Issuer
+from booking.errors import InvalidInput, IssuerSilent, NotSignedIn, TaxiError
 from booking.events import Cursor, EventFilter
 from booking.postgres import accounts, schema
 from booking.postgres.database import Database
@@ -323,6 +326,52 @@ async def test_an_account_that_is_disabled_counts_no_more(
         assert (await household.as_role("nobody").get("/health")).status_code == 200
 
 
+async def test_two_administrators_who_disable_each_other_leave_one(
+    fresh_url: str, execute: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(fresh_url) as app, asking(app, AUTHORIZATION) as first:
+        own = f"/accounts/{ADMINISTRATOR_ID}/disable"
+        refused = await first.post(own)
+        assert (refused.status_code, refused.json()["type"]) == (409, "/problems/own-account")
+        another = await add(first, "/accounts", role="administrator", **external("b@tests.example"))
+        await first.get("/me")
+        async with asking(app, bearer(another)) as second:
+            await second.get("/me")  # both are let in: it is believed how they stand
+            answers = await asyncio.gather(
+                first.post(f"/accounts/{another}/disable"), second.post(own)
+            )
+        assert sorted(each.status_code for each in answers) == [200, 409]
+        (refused,) = [each for each in answers if each.status_code == 409]
+        assert refused.json()["errors"][0]["field"] == "account_id"
+        assert refused.json()["type"] == "/problems/last-administrator"
+    # The control: two who look, and only then disable each other, leave nobody.
+    await execute(fresh_url, "UPDATE accounts SET disabled_at = NULL")
+    both_have_looked = asyncio.Barrier(2)
+    real = AsyncConnection.scalars
+
+    async def unlocked(self: AsyncConnection, statement: Any, *given: Any) -> Any:
+        found = await real(self, statement, *given)
+        await both_have_looked.wait()
+        return found
+
+    def without_lock(self: Select[Any], **_: Any) -> Select[Any]:
+        return self
+
+    monkeypatch.setattr(AsyncConnection, "scalars", unlocked)
+    monkeypatch.setattr(Select, "with_for_update", without_lock)
+    database = Database(fresh_url, pool_size=2)
+    try:
+        for each in await asyncio.gather(
+            *(
+                database.transact(lambda c, id_=id_: accounts.disable_account(c, id_))
+                for id_ in (another, ADMINISTRATOR_ID)
+            )
+        ):
+            assert each.disabled_at is not None
+    finally:
+        await database.close()
+
+
 async def test_a_stream_ends_when_its_account_is_disabled(
     household: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,6 +474,8 @@ class LocalIssuer:
         self.name = address
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.asked = 0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
 
     @property
     def documents(self) -> dict[str, Any]:
@@ -462,6 +513,7 @@ def local_issuer() -> Iterator[LocalIssuer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             issuer.asked += 1
+            issuer.may_answer.wait()
             content = json.dumps(issuer.documents[self.path]).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
@@ -478,6 +530,7 @@ def local_issuer() -> Iterator[LocalIssuer]:
         try:
             yield issuer
         finally:
+            issuer.may_answer.set()
             listener.shutdown()
             thread.join()
 
@@ -528,6 +581,43 @@ async def test_the_tokens_of_an_external_issuer_are_those_of_accounts(
             assert answer.json()["type"] == "/problems/issuer-silent"
         async with asking(service, AUTHORIZATION) as administrator:
             assert (await administrator.get("/me")).status_code == 200
+
+
+async def test_keys_that_strangers_make_up_keep_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later_s, real = 0.0, time.monotonic
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(tokens_module, "monotonic", lambda: real() + later_s)
+    with local_issuer() as there:
+        issuer = Issuer(there.name, "taxi")
+
+        async def refused(name: str) -> bool:
+            with pytest.raises(NotSignedIn):
+                await issuer.read(there.token(kid=name))
+            return True
+
+        await issuer.read(there.token())
+        assert there.asked == 2, "the discovery document, and the keys"
+        assert all([await refused(f"made up {number}") for number in range(20)])
+        assert there.asked == 2, "it is too early to ask again"
+        later_s = 31.0
+        there.may_answer.clear()
+        async with asyncio.timeout(20), asyncio.TaskGroup() as strangers:
+            waiting = [strangers.create_task(refused(f"another {number}")) for number in range(20)]
+            while there.asked == 2:  # noqa: ASYNC110  # it is in another thread
+                await asyncio.sleep(0.01)
+            await issuer.read(there.token(jti="new"))
+            # The control: whoever names a key that is not known does wait.
+            assert not any(each.done() for each in waiting)
+            there.may_answer.set()
+        assert there.asked == 3, "one fetch for them all"
+    # The issuer is away: keys that are known go on to count, but not for ever.
+    later_s = 31.0 + 301.0
+    await issuer.read(there.token(jti="another"))
+    later_s = 31.0 + 3_601.0
+    with pytest.raises(IssuerSilent):
+        await issuer.read(there.token(jti="late"))
 
 
 def _day() -> dict[str, str]:
@@ -807,6 +897,7 @@ def test_the_first_administrator_is_made_at_the_terminal(
             "--driver: There is no driver 9.",
         ),
         (("add", "--role", "rider", "--email", "nobody"), "--email: "),
+        (("add", "--role", "rider", "--email", "a@b.example"), "--rider, --name: "),
         (("add", "--role", "rider", "--issuer", "https://issuer.example", *email), "--subject"),
         (("token", "--email", "nobody@tests.example"), "--email: There is no account"),
     ):
@@ -822,6 +913,11 @@ def test_the_first_administrator_is_made_at_the_terminal(
             return seen, (await sign_in(app, "first@tests.example")).status_code
 
     assert asyncio.run(asked()) == (200, 200)
+    assert "is disabled" in account("disable", "--email", "administrator@tests.example")
+    with pytest.raises(InvalidInput, match="last administrator") as last:
+        account("disable", *email)
+    assert last.value.field == "--email"
+    account("add", "--role", "administrator", "--email", "next@tests.example")
     assert "is disabled" in account("disable", *email)
     with pytest.raises(InvalidInput, match="is disabled"):
         account("token", *email)

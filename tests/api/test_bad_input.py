@@ -1,13 +1,16 @@
 """Whatever is wrong is named: the field, and the rule it breaks."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 
 from api.patterns import IN_WORDS
 from tests.api.conftest import at
+from tests.api.household import series
 
 Wish = Callable[..., dict[str, Any]]
 
@@ -202,3 +205,36 @@ def test_a_driver_needs_a_name_and_a_zone_that_exists(
     response = client.post("/drivers", json=body)
     assert response.status_code == 422
     assert response.json()["errors"][0]["field"] in body
+
+
+def test_a_number_in_a_path_is_digits(client: httpx.Client, driver_id: int) -> None:
+    arabic = str(driver_id).translate({ord("0") + digit: 0x660 + digit for digit in range(10)})
+    for loose in (arabic, f" {driver_id}", f"{driver_id}\n", f"+{driver_id}", f"0_{driver_id}"):
+        assert int(loose) == driver_id
+        for path in (f"/drivers/{quote(loose)}", f"/drivers/{quote(loose)}/shifts"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.json()["type"]) == (404, "about:blank"), path
+    # The controls: the same number in plain digits, and one that nobody can have.
+    for path in (f"/drivers/{driver_id}", f"/drivers/0{driver_id}/shifts/"):
+        assert client.get(path).status_code == 200
+    assert client.get("/drivers/-1").status_code == 422
+
+
+def test_whoever_names_no_such_value_is_told_which_there_are(
+    client: httpx.Client, driver_id: int
+) -> None:
+    recurrence = series({"rider_id": 1, "driver_id": driver_id})
+    recurrence["recurrence"]["weekdays"] = ["monday", "Montag"]
+    told = {
+        "state": client.get("/bookings", params={"state": "canceled"}),
+        "kinds[1]": client.post(
+            "/webhooks", json={"url": "https://example.com", "kinds": ["booked", "canceled"]}
+        ),
+        "recurrence.weekdays[1]": client.post("/series", json=recurrence),
+    }
+    for (field, answer), value in zip(
+        told.items(), ("cancelled", "cancelled", "sunday"), strict=True
+    ):
+        (error,) = answer.json()["errors"]
+        assert (answer.status_code, error["field"]) == (422, field)
+        assert re.search(rf"Invalid enum value '\w+'; it may be .*\b{value}\b.*\.$", error["rule"])

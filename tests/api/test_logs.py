@@ -6,14 +6,17 @@ import json
 import logging
 import logging.config
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 
+from api import app as app_module
 from api import logs
 from booking.postgres.database import parse_url
 from booking.postgres.embedded import EmbeddedPostgres
+from tests.api import household
 from tests.api.conftest import add
 from tests.conftest import AUTHORIZATION, RunningService
 from tests.world import Execute
@@ -102,3 +105,39 @@ def test_the_style_is_json_unless_somebody_reads_along(style: str, as_json: bool
         assert json.loads(line)["event"] == "Hello Ada"
     else:
         assert "[info     ] Hello Ada" in line
+
+
+@pytest.mark.anyio
+async def test_that_an_overdue_trip_cannot_be_helped_is_said_once(
+    fresh_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said() -> int:
+        return caplog.text.count("keeps its predicted end")
+
+    now = datetime.now(UTC)
+    async with (
+        household.running(fresh_url) as app,
+        household.asking(app, AUTHORIZATION) as dispatcher,
+    ):
+        service = app.dependencies["service"].dependency()
+        rider_id = await household.add(dispatcher, "/riders", name="Alan")
+        driver_id = await household.add(dispatcher, "/drivers", name="Stuck")
+        trips = []
+        for begin, end in ((-20, -1), (-1, 20)):  # the second is in the way of the first
+            times = {
+                "start": (now + timedelta(minutes=begin)).isoformat(),
+                "predicted_end": (now + timedelta(minutes=end)).isoformat(),
+            }
+            body = {"rider_id": rider_id, "driver_id": driver_id} | times
+            trips.append(await household.add(dispatcher, "/bookings", **body))
+            assert (await dispatcher.post(f"/bookings/{trips[-1]}/start")).status_code == 200
+        for _ in range(3):
+            await app_module._watch_the_clock(service)  # noqa: SLF001  # else every 5 s
+        assert said() == 1
+        # The control: who has forgotten that it was said says it again.
+        service.forget_stuck_but(())
+        await app_module._watch_the_clock(service)  # noqa: SLF001  # as above
+        assert said() == 2
+        await dispatcher.post(f"/bookings/{trips[0]}/complete")
+        await app_module._watch_the_clock(service)  # noqa: SLF001  # as above
+        assert not service._stuck, "what is over is forgotten"  # noqa: SLF001  # the memory itself

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from api import deliveries
 from api.deliveries import Deliveries
 from booking.allocation.ask_then_offer import AskThenOffer
 from booking.bookings import BookingRequest, BookingState
@@ -125,7 +126,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 async def add(world: World, url: str, *kinds: EventKind, fleet: str | None = None) -> NewWebhook:
     return await world.database.transact(
-        partial(outbox.add_webhook, url=url, kinds=kinds or None, fleet=fleet)
+        partial(outbox.add_webhook, url=url, kinds=kinds or None, fleet=fleet, private=True)
     )
 
 
@@ -134,6 +135,7 @@ def deliveries_of(world: World, **options: Any) -> Deliveries:
         "answer_s_max": A_LONG_TIME_S,
         "retry_s": AT_ONCE,
         "poll_interval_s": 0.01,
+        "private": True,
     }
     return Deliveries(world.database, **usual | options)
 
@@ -293,6 +295,15 @@ async def test_a_receiver_that_is_gone_is_not_asked_again(world: World) -> None:
         to_do = await world.database.transact(outbox.to_do, read_only=True)
         assert (to_do.to_copy, to_do.to_send) == ([], [])
         assert len(receiver.came) == 1
+        # Until it is enabled: then it is told what happened meanwhile.
+        receiver.answer = accept
+        enabled = await world.database.transact(lambda c: outbox.enable_webhook(c, hook.id))
+        assert (enabled.disabled_at, enabled.disabled_why) == (None, None)
+        await receiver.until(lambda: len(receiver.taken) == 1)
+        await until_settled(world, hook.id, 2)
+        receiver.answer = gone
+        await world.book(hours(11, 12), driver)
+        await until_settled(world, hook.id, 3)
     seen = await world.database.transact(lambda c: outbox.read_webhook(c, hook.id))
     assert seen.disabled_at is not None
     with pytest.raises(WebhookDisabled, match="410"):
@@ -320,6 +331,29 @@ async def test_a_redirect_is_not_followed_and_what_fails_each_time_is_given_up(
     assert [each.told["type"] for each in receiver.came] == (
         ["booking.booked"] * 3 + ["booking.cancelled"] * 3
     )
+
+
+@pytest.mark.anyio
+async def test_a_name_that_leads_into_a_private_network_is_not_connected_to(
+    world: World, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = f"http://localhost:{receiver.port}/"
+    hooks = [await add(world, url) for url in (receiver.url, named)]
+    await world.book(hours(9, 10), await world.driver())
+    async with deliveries_of(world, private=False, retry_s=()).running():
+        for hook in hooks:
+            (settled,) = await until_settled(world, hook.id, 1)
+            assert (settled.state, settled.error) == ("given_up", "the address is not a public one")
+    assert receiver.came == []
+    # The control: an address that passes is connected to, and so is any where that is allowed.
+    monkeypatch.setattr(deliveries, "is_public", lambda _: True)
+    for private in (False, True):
+        for hook in hooks:
+            await world.database.transact(lambda c, id_=hook.id: outbox.queue_test(c, id_))
+        async with deliveries_of(world, private=private).running():
+            await receiver.until(
+                lambda expected=4 if private else 2: len(receiver.taken) == expected
+            )
 
 
 @pytest.mark.anyio
@@ -417,15 +451,36 @@ async def test_there_are_only_so_many(world: World, monkeypatch: pytest.MonkeyPa
     [
         "https://example.com",
         "https://example.com:8443/a/b?c=d",
-        "https://[2001:db8::1]/x",
+        "https://[2606:4700::1111]/x",
+        "https://[::ffff:1.1.1.1]/x",
+    ],
+)
+def test_messages_may_go_there(url: str) -> None:
+    assert check_url(url) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://10.0.0.1/",
+        "https://169.254.169.254/",
+        "https://[::ffff:10.0.0.1]/",
+        "https://[64:ff9b::10.0.0.1]/",
+        "https://[fd00::1]/",
+        "https://[ff0e::1]/",
+        "https://0.0.0.0/",
+        "https://LOCALHOST/",
         "http://127.0.0.1:80/x",
         "http://127.1.2.3",
         "http://[::1]:9/",
         "http://localhost/x",
     ],
 )
-def test_messages_may_go_there(url: str) -> None:
-    assert check_url(url) == url
+def test_messages_go_within_a_private_network_only_where_that_is_allowed(url: str) -> None:
+    with pytest.raises(InvalidInput, match="private network") as refused:
+        check_url(url)
+    assert refused.value.field == "url"
+    assert check_url(url, private=True) == url
 
 
 @pytest.mark.parametrize(
@@ -451,7 +506,7 @@ def test_messages_may_go_there(url: str) -> None:
 )
 def test_messages_may_not_go_there(url: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        check_url(url)
+        check_url(url, private=True)
     assert refused.value.field == "url"
 
 
@@ -485,10 +540,13 @@ def test_a_webhook_over_http(client: httpx.Client) -> None:
     assert [each["id"] for each in listed["items"]] == [sent.json()["id"]]
     assert client.post(f"{path}/replay", json={"since": "2026-01-01T00:00:00Z"}).status_code == 200
 
+    assert client.post(f"{path}/enable").json() == hook, "it is enabled as it is"
+
     assert client.delete(path).json()["id"] == hook["id"]
     for method, where, sends in (
         ("GET", path, None),
         ("DELETE", path, None),
+        ("POST", f"{path}/enable", None),
         ("POST", f"{path}/test", None),
         ("POST", f"{path}/replay", {"event": "1-1"}),
         ("GET", f"{path}/deliveries", None),

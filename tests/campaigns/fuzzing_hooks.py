@@ -3,16 +3,6 @@
 import schemathesis
 from schemathesis import Case, HookContext
 
-from tests.conftest import ADMINISTRATOR_ID
-
-
-@schemathesis.hook
-def filter_case(_context: HookContext, case: Case) -> bool:
-    """Leave out what disables the very account that asks: all answers after it would be 401."""
-    disables = case.operation.path == "/accounts/{account_id}/disable"
-    # A number or, where what goes into an address was written already, a text.
-    return not (disables and str(case.path_parameters.get("account_id")) == str(ADMINISTRATOR_ID))
-
 
 @schemathesis.hook
 def map_case(_context: HookContext, case: Case) -> Case:
