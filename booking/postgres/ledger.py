@@ -415,8 +415,7 @@ class PostgresLedger(Ledger, ABC):
             return await self._hold_from(connection, changed, changed.began)
         if present.state.active and not changed.state.active:
             await self._end(connection, changed)
-            # Behind a trip that was driven the way from its end stays to be driven.
-            if changed.lead is not None and wanted is not BookingState.COMPLETED:
+            if changed.lead is not None:
                 await terms.refit_behind(self, connection, changed)
         return changed
 

@@ -32,7 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
 from booking.blocking import Fit, Misfit, fit, refit
-from booking.bookings import LONGEST, Booking, BookingRequest
+from booking.bookings import LONGEST, Booking, BookingRequest, BookingState
 from booking.calendars import Held
 from booking.drivers import Driver, check_turnaround
 from booking.errors import BookingConflict, DriverRetired, ShiftsStrand, UnknownDriver
@@ -145,8 +145,13 @@ async def record_on_terms(
 async def refit_behind(recipe: Recipe, connection: AsyncConnection, gone: Booking) -> None:
     """Fit anew what the successor of a booking blocks, which is not where `gone` says any more.
 
-    The driver's row must be ours, as `lock_booking` sees to.
+    Or which has ended, if it was driven: the way from there stays to be driven, from that
+    moment on. The driver's row must be ours, as `lock_booking` sees to.
     """
+    driven = gone.state is BookingState.COMPLETED
+    if driven and gone.actual_end is not None:
+        # One that began before its time may have ended before it, too.
+        gone = replace(gone, start=gone.began, predicted_end=gone.actual_end)
     terms = await read_terms(connection, gone.driver_id)
     if terms.turnaround_s is None:
         return
@@ -154,7 +159,9 @@ async def refit_behind(recipe: Recipe, connection: AsyncConnection, gone: Bookin
     _, after = neighbours(theirs, gone.trip, gone.id)
     if after is None or after.lead is None or not after.state.to_come:
         return
-    before, _ = neighbours(theirs, after.trip, after.id)  # it, if it only moved a little
+    before: Booking | None = gone
+    if not driven:
+        before, _ = neighbours(theirs, after.trip, after.id)  # it, if it only moved a little
     blocks = await _refit(recipe.travel_times, terms.turnaround_s, before, after)
     if blocks is not None and blocks.changes:
         await _block(recipe, connection, blocks)

@@ -318,6 +318,35 @@ async def test_a_late_trip_pushes_its_successor_back_with_its_lead(world: World)
     assert moved.booking.window.start == late
 
 
+@pytest.mark.parametrize("way", ["predicted", "completed"])
+async def test_a_trip_that_ends_early_gives_a_lead_that_fell_short_what_it_lacked(
+    world: World, way: str
+) -> None:
+    driver = await fitted(world)
+    now = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=20)
+
+    def after(start_min: float, end_min: float) -> TimeWindow:
+        return at(start_min, end_min).moved_to(now + timedelta(minutes=start_min))
+
+    trip = await world.book(after(0, 60), driver, dropoff=HOME)
+    between = await world.book(after(70, 90), driver, pickup=HOME, dropoff=AIRPORT)
+    last = await world.book(after(95, 100), driver, pickup=AIRPORT)
+    await world.ledger.change_state(between.id, BookingState.CANCELLED)
+    await world.ledger.change_state(trip.id, BookingState.IN_PROGRESS, at=now)
+    short = await read(world, last)
+    assert (short.window, short.lead_short_s) == (after(60, 100), 30 * 60)
+    if way == "predicted":
+        await report_end(world.ledger, trip.id, after(25, 30).start, Policy())
+    else:
+        ended = after(15, 20).start
+        await world.ledger.change_state(trip.id, BookingState.COMPLETED, at=ended)
+    refitted = await read(world, last)
+    assert (refitted.window, refitted.lead_short_s) == (after(30, 100), 0)
+    assert refitted.travel_source == Source.GREAT_CIRCLE
+    with pytest.raises(BookingConflict):
+        await world.book(after(45, 50), driver, pickup=HOME, dropoff=HOME)
+
+
 async def test_a_turnaround_that_is_laid_down_later_fits_what_is_booked(world: World) -> None:
     driver = await world.driver()
     await world.book(at(0, 30), driver, dropoff=HOME)
