@@ -6,6 +6,7 @@ Over one recipe that rests on the constraint, one that locks, and one with table
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -15,7 +16,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import DBAPIError
 
 from booking.allocation.ask_then_offer import AskThenOffer
-from booking.bookings import Booking, BookingState
+from booking.bookings import Booking, BookingRequest, BookingState
 from booking.errors import (
     BookingConflict,
     NoDriverFree,
@@ -33,9 +34,9 @@ from booking.postgres.database import Database
 from booking.postgres.overruns import report_end
 from booking.postgres.tables import bookings
 from booking.strategies import Act, find
-from booking.terms import neighbours
+from booking.terms import Wish, neighbours
 from booking.time_window import TimeWindow
-from booking.travel import Estimate, Source
+from booking.travel import Departing, Estimate, Source, departures
 from tests.world import NewDatabase, World, until_someone_waits_for_a_lock
 
 pytestmark = pytest.mark.anyio
@@ -49,10 +50,14 @@ TURNAROUND_S = 300
 class MinutesByLongitude:
     """A world in which a degree of longitude is a minute's drive, so that a test can count."""
 
+    def __init__(self) -> None:
+        self.calls = 0
+
     async def between(
-        self, pairs: Sequence[tuple[Place, Place]], departing: datetime
+        self, pairs: Sequence[tuple[Place, Place]], departing: Departing
     ) -> list[Estimate]:
-        assert departing.tzinfo is not None
+        self.calls += 1
+        departures(departing, len(pairs))  # each has an offset
         return [
             Estimate(round(60 * abs(end.longitude_deg - start.longitude_deg)), Source.GREAT_CIRCLE)
             for start, end in pairs
@@ -432,6 +437,30 @@ async def test_hours_that_change_wait_for_a_booking_that_is_under_way(world: Wor
         lambda c: terms.free_windows(c, driver, whole_day, timedelta(0)), read_only=True
     )
     assert free == []
+
+
+async def test_a_search_asks_for_the_ways_of_all_who_may_be_free_at_once(world: World) -> None:
+    rider, near, far = await world.rider(), [], []
+    for number in range(6):
+        driver = await fitted(world)
+        (far if number % 2 else near).append(driver)
+        # Each ends at another time, and so leaves at another.
+        place = AIRPORT if number % 2 else HOME
+        for window in (at(-30, number), at(90, 120)):
+            await world.book(window, driver, rider_id=rider, pickup=place, dropoff=place)
+    times = MinutesByLongitude()
+    wish = Wish(at(20, 40), pickup=HOME, dropoff=HOME)
+    found = await world.database.transact(
+        lambda c: terms.free_on_terms(times, c, wish, 10), read_only=True
+    )
+    assert found == near
+    assert times.calls == 1
+    # The control: one by one, it is asked for each.
+    for driver in far:
+        asked = BookingRequest(rider, wish.window, driver, pickup=HOME, dropoff=HOME)
+        with pytest.raises(NoTimeToTravel):
+            await world.database.transact(partial(terms.judge, times, request=asked))
+    assert times.calls == 1 + len(far)
 
 
 @pytest.mark.parametrize("seed", range(2))
