@@ -4,8 +4,9 @@ Over one recipe that rests on the constraint, one that locks, and one with table
 """
 
 import asyncio
+from calendar import Day
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from functools import partial
 from itertools import pairwise
 from random import Random
@@ -32,7 +33,9 @@ from booking.postgres import reads, terms
 from booking.postgres.advice import Advice
 from booking.postgres.database import Database
 from booking.postgres.overruns import report_end
-from booking.postgres.tables import bookings
+from booking.postgres.series import SeriesRequest, book_series_in, cancel_series_in
+from booking.postgres.tables import bookings, drivers
+from booking.recurrence import Recurrence
 from booking.strategies import Act, find
 from booking.terms import Wish, neighbours
 from booking.time_window import TimeWindow
@@ -321,6 +324,29 @@ async def test_a_late_trip_pushes_its_successor_back_with_its_lead(world: World)
     assert moved.booking.promised_start == after.start
     assert moved.late_s == 600
     assert moved.booking.window.start == late
+
+
+async def test_who_cancels_a_series_waits_for_its_driver_before_they_have_its_bookings(
+    world: World,
+) -> None:
+    driver, rider = await fitted(world), await world.rider()
+    wish = BookingRequest(rider, at(0, 30), driver)
+    day = NOON.date()
+    weekly = Recurrence("UTC", time(12), 1800, frozenset(Day), day, last_date=day)
+    wanted = SeriesRequest(wish, weekly)
+    made = await world.ledger.transact(lambda c: book_series_in(world.ledger, c, wanted))
+    async with world.database.engine.begin() as other:
+        mine = select(drivers.c.id).where(drivers.c.id == driver)
+        await other.execute(mine.with_for_update(key_share=True))
+        cancelled = asyncio.create_task(
+            world.ledger.transact(lambda c: cancel_series_in(world.ledger, c, made.id, None))
+        )
+        await until_someone_waits_for_a_lock(world.database)
+        # It has no booking yet: whoever has the driver can go on.
+        its = select(bookings.c.id).where(bookings.c.series_id == made.id)
+        free = await other.execute(its.with_for_update(key_share=True, nowait=True))
+        assert len(free.all()) == 1
+    assert [each.state for each in (await cancelled).bookings] == [BookingState.CANCELLED]
 
 
 @pytest.mark.parametrize("way", ["predicted", "completed"])
