@@ -579,7 +579,7 @@ async def lock_drivers_of(
     In order of number. The bookings themselves come after them.
     """
     concerned = select(bookings.c.driver_id).where(*such)
-    whose = drivers.c.id.in_(concerned)
+    whose: ColumnElement[bool] = drivers.c.id.in_(concerned)
     if and_driver_id is not None:
         whose = or_(whose, drivers.c.id == and_driver_id)
     locked = await connection.scalars(
