@@ -157,13 +157,21 @@ class PostgresLedger(Ledger, ABC):
     that each hold a driver and wait for the other's would deadlock.
     """
 
-    def __init__(self, database: Database, allocator: Allocator) -> None:
+    def __init__(
+        self,
+        database: Database,
+        allocator: Allocator,
+        travel_times: TravelTimes | None = None,
+    ) -> None:
         self.database = database
         self.allocator = allocator
-        self.travel_times: TravelTimes = GreatCircle("UTC")
+        self.travel_times = travel_times or GreatCircle("UTC")
         """Who says how long a way takes, for drivers with a turnaround."""
         self.queue: Queue | None = None
-        """Who is offered the time that transactions give back; nobody, unless it is set."""
+        """Who is offered the time that transactions give back; nobody, unless it is set.
+
+        It is set once there is one, as it books through this ledger itself.
+        """
 
     @property
     def waiting(self) -> int:

@@ -74,8 +74,7 @@ async def world(
     recipe = find(Act.PREVENTION, request.param)
     # Patient: many ask for one driver here, on whatever machine.
     database = Database(emptied_database(recipe.name), wait_s_max=60, statement_s_max=60)
-    ledger = recipe.load()(database, AskThenOffer())
-    ledger.travel_times = MinutesByLongitude()
+    ledger = recipe.load()(database, AskThenOffer(), MinutesByLongitude())
     yield World(database, ledger)
     await database.close()
 
