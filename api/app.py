@@ -215,8 +215,7 @@ def _service(settings: Settings, observer: Observer) -> Service:
     )
     # One connection of its own: a poll must not queue behind the requests.
     follower = Follower(_database(settings, 1, observer), index)
-    recording = ledger(database, allocator())
-    recording.travel_times = _travel_times(settings)
+    recording = ledger(database, allocator(), _travel_times(settings))
     advice = Advice(database, follower, recording.travel_times)
     waiting_list = WaitingList(recording, settings.offer_s, advice.note)
     recording.queue = waiting_list

@@ -14,7 +14,6 @@ tag say the same, but each says when it was written.
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Annotated
@@ -66,11 +65,6 @@ NOT_MODIFIED = {
         None, description="Nothing has changed since the feed of `If-None-Match`."
     )
 }
-
-
-def given_away(booking: Booking) -> Booking:
-    """A booking that another driver has now, as the one before sees it."""
-    return replace(booking, state=BookingState.CANCELLED, cancel_reason="Given to another driver.")
 
 
 def response(name: str, events: Sequence[tuple[Booking, str]], seen: str | None) -> Response[bytes]:

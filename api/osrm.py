@@ -11,7 +11,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Literal, Self
 
@@ -20,8 +19,7 @@ import msgspec
 
 from booking.errors import InvalidInput
 from booking.places import Place
-from booking.time_window import utc
-from booking.travel import Estimate, Source, TravelTimes
+from booking.travel import Departing, Estimate, Source, TravelTimes, departures
 
 logger = logging.getLogger(__name__)
 
@@ -138,15 +136,19 @@ class Osrm:
         await self._client.aclose()
 
     async def between(
-        self, pairs: Sequence[tuple[Place, Place]], departing: datetime
+        self, pairs: Sequence[tuple[Place, Place]], departing: Departing
     ) -> list[Estimate]:
         """See `TravelTimes.between`."""
-        departing = utc(departing, "departing")
+        leaving = departures(departing, len(pairs))
         durations_s = await self._durations_s(pairs)
-        left = [
-            pair for pair, duration_s in zip(pairs, durations_s, strict=True) if duration_s is None
-        ]
-        others = iter(await self._fallback.between(left, departing) if left else ())
+        left = [number for number, duration_s in enumerate(durations_s) if duration_s is None]
+        others = iter(
+            await self._fallback.between(
+                [pairs[number] for number in left], [leaving[number] for number in left]
+            )
+            if left
+            else ()
+        )
         return [
             next(others) if duration_s is None else Estimate(duration_s, Source.OSRM)
             for duration_s in durations_s

@@ -34,11 +34,15 @@ class Estimate(NamedTuple):
     source: Source
 
 
+Departing = datetime | Sequence[datetime]
+"""When somebody leaves: at one instant for all pairs, or at one for each."""
+
+
 class TravelTimes(Protocol):
     """Estimates how long it takes to drive."""
 
     async def between(
-        self, pairs: Sequence[tuple[Place, Place]], departing: datetime
+        self, pairs: Sequence[tuple[Place, Place]], departing: Departing
     ) -> Sequence[Estimate]:
         """An estimate for each pair (from, to), in their order, when leaving at `departing`.
 
@@ -48,14 +52,26 @@ class TravelTimes(Protocol):
         ...
 
 
+def departures(departing: Departing, count: int) -> list[datetime]:
+    """When to leave for each of so many pairs, in UTC. Raises `NaiveInstant`."""
+    if isinstance(departing, datetime):
+        return [utc(departing, "departing")] * count
+    return [utc(each, "departing") for each in departing]
+
+
 async def estimates(
     travel_times: TravelTimes,
     legs: Sequence[tuple[Place | None, Place | None]],
-    departing: datetime,
+    departing: Departing,
 ) -> list[Estimate]:
     """As `between`, for legs of which an end may not be known: those take no time."""
-    known = [(start, end) for start, end in legs if start is not None and end is not None]
-    answers = iter(await travel_times.between(known, departing) if known else ())
+    known: list[tuple[Place, Place]] = []
+    leaving: list[datetime] = []
+    for (start, end), instant in zip(legs, departures(departing, len(legs)), strict=True):
+        if start is not None and end is not None:
+            known.append((start, end))
+            leaving.append(instant)
+    answers = iter(await travel_times.between(known, leaving) if known else ())
     return [
         Estimate(0, Source.NO_PLACE) if start is None or end is None else next(answers)
         for start, end in legs
@@ -139,13 +155,13 @@ class GreatCircle:
         self._speeds = speeds
 
     async def between(
-        self, pairs: Sequence[tuple[Place, Place]], departing: datetime
+        self, pairs: Sequence[tuple[Place, Place]], departing: Departing
     ) -> list[Estimate]:
         """See `TravelTimes.between`."""
-        departing = utc(departing, "departing")
+        leaving = departures(departing, len(pairs))
         return [
-            Estimate(self._duration_s(great_circle_m(*pair), departing), Source.GREAT_CIRCLE)
-            for pair in pairs
+            Estimate(self._duration_s(great_circle_m(*pair), instant), Source.GREAT_CIRCLE)
+            for pair, instant in zip(pairs, leaving, strict=True)
         ]
 
     def _duration_s(self, distance_m: float, departing: datetime) -> int:

@@ -25,6 +25,11 @@ BOOK_NINE = (
     "INSERT INTO bookings (driver_id, rider_id, state, during)"
     " VALUES (1, 1, 'confirmed', tstzrange('2031-05-06 09:00Z', '2031-05-06 10:00Z'))"
 )
+AN_EVENT = (
+    "INSERT INTO booking_events (booking_id, version, kind, actor, booking, changed)"
+    " VALUES (1, 1, 'booked', 'service', '{}', '{}')"
+)
+WRITTEN_IN = "SELECT written_in FROM booking_events"
 FUTURE = 2**52
 """A transaction's number that no server of a test comes to."""
 
@@ -84,6 +89,9 @@ def test_the_drill_book_back_up_drop_restore_and_everything_is_there(
                 "ALTER TABLE bookings DISABLE TRIGGER USER",
                 f"UPDATE bookings SET changed_in = {FUTURE}",
                 "ALTER TABLE bookings ENABLE TRIGGER USER",
+                "ALTER TABLE booking_events DISABLE TRIGGER USER",
+                f"UPDATE booking_events SET written_in = {FUTURE}",
+                "ALTER TABLE booking_events ENABLE TRIGGER USER",
             )
         )
         before = query(fresh_url, "SELECT id, version, during FROM bookings ORDER BY id")
@@ -103,6 +111,8 @@ def test_the_drill_book_back_up_drop_restore_and_everything_is_there(
     restored = run("db", "restore", str(file), DATABASE_URL=fresh_url)
     assert restored.returncode == 0, restored.stderr
     assert query(fresh_url, "SELECT id, version, during FROM bookings ORDER BY id") == before
+    # Or what happened on the other server would be shown to nobody until this one has caught up.
+    assert query(fresh_url, f"{WRITTEN_IN} ORDER BY id") == [(0,)] * len(done)
     assert run("db", "check", DATABASE_URL=fresh_url).returncode == 0
     audit = json.loads(run("audit", "--json", DATABASE_URL=fresh_url).stdout)
     assert (audit["bookings"], audit["double_bookings"]) == (len(done), [])
@@ -135,6 +145,8 @@ def test_what_is_replaced_stays_under_another_name_and_a_bad_file_costs_nothing(
 ) -> None:
     url = new_database(schema.SHIPPED)
     file, bad = tmp_path / "taxi.backup", tmp_path / "bad.backup"
+    asyncio.run(execute(url, AN_EVENT))
+    written_in = query(url, WRITTEN_IN)
     assert run("db", "backup", str(file), DATABASE_URL=url).returncode == 0
     asyncio.run(execute(url, "INSERT INTO riders (name) VALUES ('Grace')"))
     bad.write_bytes(file.read_bytes()[:2_000])
@@ -147,6 +159,8 @@ def test_what_is_replaced_stays_under_another_name_and_a_bad_file_costs_nothing(
     replaced = run("db", "restore", str(file), "--yes", DATABASE_URL=url)
     assert replaced.returncode == 0, replaced.stderr
     assert query(url, "SELECT name FROM riders") == []
+    # On the server that wrote it, what happened keeps its place, and cursors stay good.
+    assert query(url, WRITTEN_IN) == written_in != [(0,)]
     kept = re.search(r"in the database (\S+)\.\n", replaced.stdout)
     assert kept
     try:

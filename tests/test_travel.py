@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 
 from booking.errors import InvalidInput, NaiveInstant
 from booking.places import Place
-from booking.travel import CITY, Estimate, GreatCircle, Source, Speeds, estimates, great_circle_m
+from booking.travel import (
+    CITY,
+    Departing,
+    Estimate,
+    GreatCircle,
+    Source,
+    Speeds,
+    departures,
+    estimates,
+    great_circle_m,
+)
 from tests.contracts.histories import CALM, SEARCH_ONLY
 
 EARTH_RADIUS_M = 6_371_008.8
@@ -251,9 +261,9 @@ class Remembers:
         self.asked: list[Sequence[tuple[Place, Place]]] = []
 
     async def between(
-        self, pairs: Sequence[tuple[Place, Place]], departing: datetime
+        self, pairs: Sequence[tuple[Place, Place]], departing: Departing
     ) -> list[Estimate]:
-        assert departing == MONDAY
+        assert departures(departing, len(pairs)) == [MONDAY] * len(pairs)
         self.asked.append(pairs)
         return [Estimate(60 + number, Source.OSRM) for number in range(len(pairs))]
 

@@ -303,13 +303,14 @@ async def driver_feed(service: Service, driver_id: int, seen: str | None) -> Res
     async def work(connection: AsyncConnection) -> tuple[str, list[tuple[Booking, str]]]:
         name = (await reads.driver(connection, driver_id)).name
         since = datetime.now(UTC) - ical.KEEP
-        return name, await reads.calendar(connection, since, driver_id=driver_id, rider_id=None)
+        has = await reads.calendar(connection, since, driver_id=driver_id, rider_id=None)
+        return name, has + await reads.given_away(connection, since, driver_id)
 
-    name, booked = await service.look(work)
-    events = [
-        (each if each.driver_id == driver_id else ical.given_away(each), f"Drive {other}")
-        for each, other in booked
-    ]
+    # As of one moment, or a booking on its way from one to the other would be in neither.
+    name, booked = await service.database.transact(
+        work, isolation="REPEATABLE READ", read_only=True
+    )
+    events = [(each, f"Drive {other}") for each, other in booked]
     return ical.response(name, events, seen)
 
 

@@ -290,7 +290,8 @@ async def owners_of_booking(
     """Whose it is, if there is one; with `lock` it stays so until the transaction ends."""
     statement = select(bookings.c.rider_id, bookings.c.driver_id).where(bookings.c.id == booking_id)
     if lock:
-        await lock_drivers_of(connection, booking_id)  # before the booking, as everybody does
+        # Before the booking, as everybody does.
+        await lock_drivers_of(connection, bookings.c.id == booking_id)
         statement = statement.with_for_update(key_share=True)
     row = (await connection.execute(statement)).one_or_none()
     return None if row is None else Owners(*row)

@@ -157,13 +157,21 @@ class PostgresLedger(Ledger, ABC):
     that each hold a driver and wait for the other's would deadlock.
     """
 
-    def __init__(self, database: Database, allocator: Allocator) -> None:
+    def __init__(
+        self,
+        database: Database,
+        allocator: Allocator,
+        travel_times: TravelTimes | None = None,
+    ) -> None:
         self.database = database
         self.allocator = allocator
-        self.travel_times: TravelTimes = GreatCircle("UTC")
+        self.travel_times = travel_times or GreatCircle("UTC")
         """Who says how long a way takes, for drivers with a turnaround."""
         self.queue: Queue | None = None
-        """Who is offered the time that transactions give back; nobody, unless it is set."""
+        """Who is offered the time that transactions give back; nobody, unless it is set.
+
+        It is set once there is one, as it books through this ledger itself.
+        """
 
     @property
     def waiting(self) -> int:
@@ -279,7 +287,7 @@ class PostgresLedger(Ledger, ABC):
         return [booking for booking in swept if booking is not None]
 
     async def _sweep_one(self, connection: AsyncConnection, booking_id: int) -> Booking | None:
-        await lock_drivers_of(connection, booking_id)
+        await lock_drivers_of(connection, bookings.c.id == booking_id)
         expired = await self.expire_in(connection, booking_id)
         if expired is not None and expired.lead is not None:
             await terms.refit_behind(self, connection, expired)
@@ -415,8 +423,7 @@ class PostgresLedger(Ledger, ABC):
             return await self._hold_from(connection, changed, changed.began)
         if present.state.active and not changed.state.active:
             await self._end(connection, changed)
-            # Behind a trip that was driven the way from its end stays to be driven.
-            if changed.lead is not None and wanted is not BookingState.COMPLETED:
+            if changed.lead is not None:
                 await terms.refit_behind(self, connection, changed)
         return changed
 
@@ -573,16 +580,16 @@ async def _check_hold(connection: AsyncConnection, present: Booking) -> None:
 
 
 async def lock_drivers_of(
-    connection: AsyncConnection, booking_id: int, driver_id: int | None = None
+    connection: AsyncConnection, *such: ColumnElement[bool], and_driver_id: int | None = None
 ) -> Sequence[int]:
-    """Have the booking's driver, and `driver_id`, where there is a turnaround; which those are.
+    """Have the drivers of such bookings, and one more, where there is a turnaround; who they are.
 
-    In order of number. The booking itself comes after them.
+    In order of number. The bookings themselves come after them.
     """
-    concerned = select(bookings.c.driver_id).where(bookings.c.id == booking_id).scalar_subquery()
-    whose = drivers.c.id == concerned
-    if driver_id is not None:
-        whose = or_(whose, drivers.c.id == driver_id)
+    concerned = select(bookings.c.driver_id).where(*such)
+    whose: ColumnElement[bool] = drivers.c.id.in_(concerned)
+    if and_driver_id is not None:
+        whose = or_(whose, drivers.c.id == and_driver_id)
     locked = await connection.scalars(
         select(drivers.c.id)
         .where(whose, drivers.c.turnaround_s.is_not(None))
@@ -609,7 +616,9 @@ async def lock_booking(
     for _ in range(_TRIES_MAX):
         if found is not None:
             break
-        locked = await lock_drivers_of(connection, booking_id, driver_id)
+        locked = await lock_drivers_of(
+            connection, bookings.c.id == booking_id, and_driver_id=driver_id
+        )
         found = await _lock_row(connection, booking_id)
         if found is None:
             raise UnknownBooking(f"There is no booking {booking_id}.", field="booking_id")

@@ -49,7 +49,7 @@ from booking.postgres.tables import (
     lapsed,
     predicted_ends,
 )
-from booking.postgres.terms import works_in
+from booking.postgres.terms import refit_behind, works_in
 from booking.postgres.writes import update_booking
 from booking.time_window import TimeWindow, utc
 
@@ -183,7 +183,11 @@ async def _carry_out(
         await _move(ledger, connection, seen[step.booking_id], step) for step in reversed(steps)
     ]
     request = BookingRequest(trip.rider_id, _window(trip, end), trip.driver_id, terms_met=True)
-    return Overrun(await ledger.move(connection, request, trip), tuple(reversed(moved)))
+    ending = await ledger.move(connection, request, trip)
+    if end < trip.predicted_end and ending.lead is not None:
+        # The way to the next pick-up may begin sooner: a lead that fell short gets more of it.
+        await refit_behind(ledger, connection, ending)
+    return Overrun(ending, tuple(reversed(moved)))
 
 
 def _window(trip: Booking, end: datetime) -> TimeWindow:

@@ -9,7 +9,6 @@ from sqlalchemy import (
     DateTime,
     Interval,
     and_,
-    func,
     literal,
     literal_column,
     not_,
@@ -281,29 +280,68 @@ async def calendar(
 ) -> list[tuple[Booking, str]]:
     """Bookings of a driver, or of a rider, that end after `since`, with the other's name.
 
-    In every state, also those that the driver has given away; the latest of them if there
-    are more than a calendar should hold.
+    In every state; the latest of them if there are more than a calendar should hold.
     """
     other = riders.c.name if rider_id is None else drivers.c.name
+    whose = (
+        bookings.c.driver_id == driver_id if rider_id is None else bookings.c.rider_id == rider_id
+    )
     longest_before = literal(since, DateTime(timezone=True)) - literal(LONGEST, Interval)
-    if driver_id is None:
-        mine = bookings.c.rider_id == rider_id
-    else:
-        has = bookings.alias("has")
-        begin = func.lower(has.c.during, type_=DateTime(timezone=True))
-        own = select(has.c.id).where(has.c.driver_id == driver_id, begin > longest_before)
-        had = select(former_drivers.c.booking_id).where(former_drivers.c.driver_id == driver_id)
-        # By number, and not with OR: for that, no index would be of use.
-        mine = bookings.c.id.in_(own.union_all(had))
     rows = await connection.execute(
         select(other, *BOOKING_COLUMNS)
         .join_from(bookings, drivers, drivers.c.id == bookings.c.driver_id)
         .join(riders, riders.c.id == bookings.c.rider_id)
-        .where(mine, predicted_ends > since, begins > longest_before)
+        .where(whose, predicted_ends > since, begins > longest_before)
         .order_by(begins.desc())
         .limit(_CALENDAR_MAX)
     )
     return [(booking_of(of_booking), name) for name, *of_booking in reversed(rows.all())]
+
+
+async def given_away(
+    connection: AsyncConnection, since: datetime, driver_id: int
+) -> list[tuple[Booking, str]]:
+    """What another driver has now, as it was for this one, with the rider's name.
+
+    Cancelled, at the time that it had when it was given away; what became of it then is not
+    told. Otherwise as `calendar` says.
+    """
+    had = former_drivers.c
+    rows = await connection.execute(
+        select(
+            riders.c.name,
+            bookings.c.id,
+            bookings.c.rider_id,
+            had.start,
+            had.predicted_end,
+            bookings.c.created_at,
+            had.version,
+        )
+        .join_from(former_drivers, bookings, bookings.c.id == had.booking_id)
+        .join(riders, riders.c.id == bookings.c.rider_id)
+        .where(
+            had.driver_id == driver_id, bookings.c.driver_id != driver_id, had.predicted_end > since
+        )
+        .order_by(had.start.desc())
+        .limit(_CALENDAR_MAX)
+    )
+    return [
+        (
+            Booking(
+                id_,
+                driver_id,
+                rider_id,
+                BookingState.CANCELLED,
+                start,
+                end,
+                created_at,
+                version=version,
+                cancel_reason="Given to another driver.",
+            ),
+            name,
+        )
+        for name, id_, rider_id, start, end, created_at, version in reversed(rows.all())
+    ]
 
 
 async def list_drivers(

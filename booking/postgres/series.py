@@ -21,7 +21,7 @@ from booking.errors import (
     UnknownSeries,
 )
 from booking.postgres import reads
-from booking.postgres.ledger import PostgresLedger
+from booking.postgres.ledger import PostgresLedger, lock_drivers_of
 from booking.postgres.tables import BOOKING_COLUMNS, booking_of, booking_series, bookings
 from booking.postgres.writes import update_booking
 from booking.recurrence import Occurrence, Recurrence
@@ -181,6 +181,8 @@ async def cancel_series_in(
 
     Raises `UnknownSeries`, or `IllegalTransition` if there is nothing left to cancel.
     """
+    # Drivers before bookings, as everybody does.
+    await lock_drivers_of(connection, bookings.c.series_id == series_id)
     # Locked, or a trip that begins between the look and the step would be cancelled under way.
     series = await read_series(connection, series_id, lock=True)
     open_ones = [each for each in series.bookings if each.state.to_come]

@@ -260,11 +260,16 @@ waiting_list = Table(
     Index("waiting_list_by_rider", "rider_id", "id"),
 )
 
+# Not read from the trail, which forgets, and may do so before the trip.
 former_drivers = Table(
     "former_drivers",
     metadata,
     Column("driver_id", BigInteger, ForeignKey("drivers.id"), primary_key=True),
     Column("booking_id", BigInteger, ForeignKey("bookings.id"), primary_key=True),
+    # As it was when it was given away: what became of it then is none of their business.
+    Column("start", _INSTANT, nullable=False),
+    Column("predicted_end", _INSTANT, nullable=False),
+    Column("version", BigInteger, nullable=False),
 )
 
 accounts = Table(
@@ -585,8 +590,12 @@ def _remember_drivers(_table: Table, connection: Connection, **_: object) -> Non
         text("""
             CREATE FUNCTION remember_driver() RETURNS trigger LANGUAGE plpgsql AS $$
             BEGIN
-                INSERT INTO former_drivers (driver_id, booking_id) VALUES (OLD.driver_id, OLD.id)
-                ON CONFLICT DO NOTHING;
+                INSERT INTO former_drivers (driver_id, booking_id, start, predicted_end, version)
+                VALUES (OLD.driver_id, OLD.id, lower(OLD.during) + coalesce(OLD.lead, '0'),
+                    upper(OLD.during), NEW.version)
+                ON CONFLICT (driver_id, booking_id) DO UPDATE SET
+                    start = EXCLUDED.start, predicted_end = EXCLUDED.predicted_end,
+                    version = EXCLUDED.version;
                 RETURN NULL;
             END $$
         """)

@@ -32,7 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
 from booking.blocking import Fit, Misfit, fit, refit
-from booking.bookings import LONGEST, Booking, BookingRequest
+from booking.bookings import LONGEST, Booking, BookingRequest, BookingState
 from booking.calendars import Held
 from booking.drivers import Driver, check_turnaround
 from booking.errors import BookingConflict, DriverRetired, ShiftsStrand, UnknownDriver
@@ -62,6 +62,10 @@ AHEAD = timedelta(days=400)
 _WORKED_OUT_AGAIN = timedelta(days=30)
 _CANDIDATES = 100
 _LEAD_ROOM = REACH + LONGEST
+
+
+type _Neighbours = tuple[Booking | None, Booking | None]
+"""Of a driver: who comes before a trip, and who after."""
 
 
 class Recipe(Protocol):
@@ -145,8 +149,13 @@ async def record_on_terms(
 async def refit_behind(recipe: Recipe, connection: AsyncConnection, gone: Booking) -> None:
     """Fit anew what the successor of a booking blocks, which is not where `gone` says any more.
 
-    The driver's row must be ours, as `lock_booking` sees to.
+    Or which has ended, if it was driven: the way from there stays to be driven, from that
+    moment on. The driver's row must be ours, as `lock_booking` sees to.
     """
+    driven = gone.state is BookingState.COMPLETED
+    if driven and gone.actual_end is not None:
+        # One that began before its time may have ended before it, too.
+        gone = replace(gone, start=gone.began, predicted_end=gone.actual_end)
     terms = await read_terms(connection, gone.driver_id)
     if terms.turnaround_s is None:
         return
@@ -154,7 +163,9 @@ async def refit_behind(recipe: Recipe, connection: AsyncConnection, gone: Bookin
     _, after = neighbours(theirs, gone.trip, gone.id)
     if after is None or after.lead is None or not after.state.to_come:
         return
-    before, _ = neighbours(theirs, after.trip, after.id)  # it, if it only moved a little
+    before: Booking | None = gone
+    if not driven:
+        before, _ = neighbours(theirs, after.trip, after.id)  # it, if it only moved a little
     blocks = await _refit(recipe.travel_times, terms.turnaround_s, before, after)
     if blocks is not None and blocks.changes:
         await _block(recipe, connection, blocks)
@@ -216,12 +227,16 @@ async def free_on_terms(
     last = 0
     while len(found) < limit:
         rows = (await connection.execute(_candidates(wish, last, without).limit(_CANDIDATES))).all()
-        fitted = [row.id for row in rows if row.turnaround_s is not None]
-        theirs = await around(connection, fitted, wish.window) if fitted else {}
-        for id_, turnaround_s in rows:
-            terms = Terms(turnaround_s=turnaround_s)
-            if turnaround_s is None or await _fits(travel_times, terms, theirs[id_], wish):
-                found.append(id_)
+        fitted = {row.id: row.turnaround_s for row in rows if row.turnaround_s is not None}
+        theirs = await around(connection, list(fitted), wish.window) if fitted else {}
+        between = {id_: neighbours(theirs[id_], wish.window) for id_ in fitted}
+        ways = dict(zip(fitted, await _ways(travel_times, wish, between.values()), strict=True))
+        found += [
+            row.id
+            for row in rows
+            if row.id not in fitted
+            or isinstance(_judge(fitted[row.id], wish, between[row.id], ways[row.id]), Fit)
+        ]
         if len(rows) < _CANDIDATES:
             break
         last = rows[-1].id
@@ -255,13 +270,6 @@ def _candidates(wish: Wish, last: int, without: Collection[int]) -> Any:
         .order_by(drivers.c.id)
     )
     return statement.where(drivers.c.id.not_in(without)) if without else statement
-
-
-async def _fits(
-    travel_times: TravelTimes, terms: Terms, theirs: Sequence[Booking], wish: Wish
-) -> bool:
-    fitted, _, _ = await _fit(travel_times, terms, theirs, wish, None)
-    return isinstance(fitted, Fit)
 
 
 # --- Lays down terms. --------------------------------------------------------------------
@@ -491,21 +499,51 @@ async def _fit(
     moving: Booking | None,
 ) -> tuple[Fit | Misfit, Estimate | None, Booking | None]:
     """Whether it fits; who said how long the way to the pick-up takes; and the successor."""
-    before, after = neighbours(theirs, wish.window, None if moving is None else moving.id)
-    to_pickup = onwards = None
-    if before is not None:
-        to_pickup = await _way(travel_times, before.dropoff, wish.pickup, before.predicted_end)
-    if after is not None:
-        onwards = await _way(travel_times, wish.dropoff, after.pickup, wish.window.end)
-    fitted = fit(
+    between = neighbours(theirs, wish.window, None if moving is None else moving.id)
+    [ways] = await _ways(travel_times, wish, [between])
+    return _judge(terms.turnaround_s or 0, wish, between, ways), ways[0], between[1]
+
+
+async def _ways(
+    travel_times: TravelTimes, wish: Wish, between: Collection[_Neighbours]
+) -> list[tuple[Estimate | None, Estimate | None]]:
+    """The way to the pick-up and the way onwards, between each two neighbours; asked for at once.
+
+    None where there is no neighbour.
+    """
+    legs = []
+    for before, after in between:
+        if before is not None:
+            legs.append((before.dropoff, wish.pickup, before.predicted_end))
+        if after is not None:
+            legs.append((wish.dropoff, after.pickup, wish.window.end))
+    departing = [leaving for _, _, leaving in legs]
+    found = iter(await estimates(travel_times, [leg[:2] for leg in legs], departing))
+    return [
+        (
+            None if before is None else next(found),
+            None if after is None else next(found),
+        )
+        for before, after in between
+    ]
+
+
+def _judge(
+    turnaround_s: int,
+    wish: Wish,
+    between: _Neighbours,
+    ways: tuple[Estimate | None, Estimate | None],
+) -> Fit | Misfit:
+    before, after = between
+    to_pickup, onwards = ways
+    return fit(
         None if before is None else Held(before.id, before.trip),
         wish.window,
         None if after is None else Held(after.id, after.trip),
         travel_before_s=to_pickup.duration_s if to_pickup else 0,
         travel_after_s=onwards.duration_s if onwards else 0,
-        turnaround_s=terms.turnaround_s or 0,
+        turnaround_s=turnaround_s,
     )
-    return fitted, to_pickup, after
 
 
 async def _way(

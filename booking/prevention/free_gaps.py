@@ -10,8 +10,8 @@ What happens
 ------------
 `book_gap(…)`, one function on the server and one round trip:
 
-1. Share the driver: an advisory lock that those who book hold together. Driver
-   and rider are looked up, and the driver's row is held `FOR KEY SHARE`.
+1. Driver and rider are looked up, and the driver's row is held `FOR KEY SHARE`.
+   Then share the driver: an advisory lock that those who book hold together.
 2. Look for the gap, with no lock: of those that start at or before the window,
    the last one. It ends too early? Refused.
 3. Lock that gap, if it still contains the window. Somebody else cut it
@@ -129,18 +129,14 @@ class FreeGaps(PostgresLedger):
         DECLARE
             gap driver_gaps;
         BEGIN
-            -- Before the lock, which is kept: whoever has terms to judge waits for the driver
-            -- next, and who has the driver may wait for this lock to itself.
-            IF NOT terms_met AND (SELECT has_terms FROM drivers WHERE id = driver) THEN
-                RETURN;
-            END IF;
-            PERFORM pg_advisory_xact_lock_shared(hashtextextended('driver', driver));
             PERFORM FROM drivers JOIN riders ON riders.id = rider
             WHERE drivers.id = driver AND retired_at IS NULL AND (terms_met OR NOT has_terms)
             FOR KEY SHARE OF drivers;
             IF NOT FOUND THEN
                 RETURN;
             END IF;
+            -- Not sooner: who has terms to meet yet waits for the row, and would share meanwhile.
+            PERFORM pg_advisory_xact_lock_shared(hashtextextended('driver', driver));
             FOR look IN 1..{_LOOKS_MAX} LOOP
                 SELECT * INTO gap FROM driver_gaps
                 WHERE driver_id = driver AND starts_at <= lower(wanted)

@@ -106,6 +106,7 @@ from booking.postgres.tables import (
 )
 from booking.prevention.exclusion_upsert import ExclusionUpsert
 from booking.time_window import TimeWindow
+from booking.travel import TravelTimes
 
 GROUP_MAX = 128
 """Requests that are written together, at most."""
@@ -249,8 +250,13 @@ class GroupedCommit(ExclusionUpsert):
 
     claim = Claim.ACROSS_PROCESSES
 
-    def __init__(self, database: Database, allocator: Allocator) -> None:
-        super().__init__(database, allocator)
+    def __init__(
+        self,
+        database: Database,
+        allocator: Allocator,
+        travel_times: TravelTimes | None = None,
+    ) -> None:
+        super().__init__(database, allocator, travel_times)
         self._waiting: list[_Asked] = []
         self._writes: set[asyncio.Task[None]] = set()
         self._next_look: asyncio.TimerHandle | None = None

@@ -63,6 +63,7 @@ from booking.postgres.tables import (
 )
 from booking.postgres.writes import write_booking
 from booking.time_window import TimeWindow
+from booking.travel import TravelTimes
 
 _WAIT_S_MAX = 5.0
 """The longest wait for a driver's turn: two transactions may wait for each other's, unseen."""
@@ -89,8 +90,13 @@ class OneProcess(PostgresLedger):
     claim = Claim.ONE_PROCESS
     schema = INDEX_INSTEAD
 
-    def __init__(self, database: Database, allocator: Allocator) -> None:
-        super().__init__(database, allocator)
+    def __init__(
+        self,
+        database: Database,
+        allocator: Allocator,
+        travel_times: TravelTimes | None = None,
+    ) -> None:
+        super().__init__(database, allocator, travel_times)
         self._drivers: defaultdict[int, _Driver] = defaultdict(_Driver)
         event.listen(database.engine.sync_engine, "rollback_savepoint", _went_back)
 

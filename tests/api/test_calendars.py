@@ -74,6 +74,13 @@ def test_what_was_given_to_another_driver_is_cancelled_for_the_first(
     assert before["UID"] == gone["UID"] == got["UID"]
     assert (gone["STATUS"], got["STATUS"]) == ("CANCELLED", "CONFIRMED")
     assert int(before["SEQUENCE"]) < int(gone["SEQUENCE"])
+    # What becomes of it then is none of their business.
+    later = {"start": at(60), "predicted_end": at(90)}
+    client.post(f"/bookings/{booking['id']}/reschedule", json=later)
+    (still_gone,), (got,) = (events_of(client, feed).values() for feed in feeds)
+    assert (got.start, got.end) == (NINE + timedelta(minutes=60), NINE + timedelta(minutes=90))
+    assert (still_gone.start, still_gone.end) == (before.start, before.end)
+    assert still_gone["SEQUENCE"] == gone["SEQUENCE"]
     # Who gets it back has it again.
     client.post(f"/bookings/{booking['id']}/reassign", json={"driver_id": driver_id})
     (got,), (gone,) = (events_of(client, feed).values() for feed in feeds)

@@ -244,6 +244,51 @@ async def test_up_down_and_up_again_leaves_the_same_catalogue(engine: AsyncEngin
     assert await catalogue.differences(engine) == []
 
 
+@pytest.mark.anyio
+async def test_who_gave_a_booking_away_before_keeps_the_time_it_had_as_far_as_it_is_known(
+    engine: AsyncEngine,
+) -> None:
+    await schema.migrate(engine, "0009", down=True)
+    async with engine.begin() as connection:
+        for statement in (
+            "INSERT INTO drivers (name, fleet, zone) VALUES ('A', 'm', 'UTC'), ('B', 'm', 'UTC')",
+            "INSERT INTO riders (name) VALUES ('Cy')",
+            """
+            INSERT INTO bookings (driver_id, rider_id, state, during, lead) VALUES
+                (1, 1, 'confirmed', '[2026-01-01 08:00Z, 2026-01-01 10:00Z)', '1 hour'),
+                (1, 1, 'confirmed', '[2026-01-05 08:00Z, 2026-01-05 10:00Z)', NULL)
+            """,
+        ):
+            await connection.execute(text(statement))
+    for statement in (
+        "UPDATE bookings SET driver_id = 2",
+        "UPDATE bookings SET during = tstzrange(upper(during), upper(during) + interval '1 day')",
+        """
+        SET taxi.may_rewrite_events = 'on';
+        DELETE FROM booking_events WHERE booking_id = 2
+        """,
+    ):
+        async with engine.begin() as connection:  # each a change of its own
+            raw = (await connection.get_raw_connection()).driver_connection
+            assert raw is not None
+            await raw.execute(statement)
+    await schema.migrate(engine)
+    async with engine.connect() as connection:
+        kept = await connection.execute(
+            text("""
+                SELECT former.booking_id, to_char(start AT TIME ZONE 'UTC', 'DD HH24'),
+                    to_char(predicted_end AT TIME ZONE 'UTC', 'DD HH24'),
+                    former.version = bookings.version
+                FROM former_drivers AS former JOIN bookings ON bookings.id = booking_id
+                WHERE former.driver_id = 1 ORDER BY booking_id
+            """)
+        )
+        known, forgotten = map(tuple, kept)
+    assert known == (1, "01 09", "01 10", True)
+    # The control: what the trail has forgotten is where it is now.
+    assert forgotten == (2, "05 10", "06 10", True)
+
+
 async def everything(engine: AsyncEngine) -> list[str]:
     """Each object of the database, as a line; more than `differences` looks at."""
     async with engine.connect() as connection:

@@ -4,8 +4,10 @@ Over one recipe that rests on the constraint, one that locks, and one with table
 """
 
 import asyncio
+from calendar import Day
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
+from functools import partial
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -15,7 +17,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import DBAPIError
 
 from booking.allocation.ask_then_offer import AskThenOffer
-from booking.bookings import Booking, BookingState
+from booking.bookings import Booking, BookingRequest, BookingState
 from booking.errors import (
     BookingConflict,
     NoDriverFree,
@@ -31,11 +33,13 @@ from booking.postgres import reads, terms
 from booking.postgres.advice import Advice
 from booking.postgres.database import Database
 from booking.postgres.overruns import report_end
-from booking.postgres.tables import bookings
+from booking.postgres.series import SeriesRequest, book_series_in, cancel_series_in
+from booking.postgres.tables import bookings, drivers
+from booking.recurrence import Recurrence
 from booking.strategies import Act, find
-from booking.terms import neighbours
+from booking.terms import Wish, neighbours
 from booking.time_window import TimeWindow
-from booking.travel import Estimate, Source
+from booking.travel import Departing, Estimate, Source, departures
 from tests.contracts.racer import count_deadlocks
 from tests.world import NewDatabase, World, until_someone_waits_for_a_lock
 
@@ -50,10 +54,14 @@ TURNAROUND_S = 300
 class MinutesByLongitude:
     """A world in which a degree of longitude is a minute's drive, so that a test can count."""
 
+    def __init__(self) -> None:
+        self.calls = 0
+
     async def between(
-        self, pairs: Sequence[tuple[Place, Place]], departing: datetime
+        self, pairs: Sequence[tuple[Place, Place]], departing: Departing
     ) -> list[Estimate]:
-        assert departing.tzinfo is not None
+        self.calls += 1
+        departures(departing, len(pairs))  # each has an offset
         return [
             Estimate(round(60 * abs(end.longitude_deg - start.longitude_deg)), Source.GREAT_CIRCLE)
             for start, end in pairs
@@ -67,8 +75,7 @@ async def world(
     recipe = find(Act.PREVENTION, request.param)
     # Patient: many ask for one driver here, on whatever machine.
     database = Database(emptied_database(recipe.name), wait_s_max=60, statement_s_max=60)
-    ledger = recipe.load()(database, AskThenOffer())
-    ledger.travel_times = MinutesByLongitude()
+    ledger = recipe.load()(database, AskThenOffer(), MinutesByLongitude())
     yield World(database, ledger)
     await database.close()
 
@@ -321,6 +328,58 @@ async def test_a_late_trip_pushes_its_successor_back_with_its_lead(world: World)
     assert moved.booking.window.start == late
 
 
+async def test_who_cancels_a_series_waits_for_its_driver_before_they_have_its_bookings(
+    world: World,
+) -> None:
+    driver, rider = await fitted(world), await world.rider()
+    wish = BookingRequest(rider, at(0, 30), driver)
+    day = NOON.date()
+    weekly = Recurrence("UTC", time(12), 1800, frozenset(Day), day, last_date=day)
+    wanted = SeriesRequest(wish, weekly)
+    made = await world.ledger.transact(lambda c: book_series_in(world.ledger, c, wanted))
+    async with world.database.engine.begin() as other:
+        mine = select(drivers.c.id).where(drivers.c.id == driver)
+        await other.execute(mine.with_for_update(key_share=True))
+        cancelled = asyncio.create_task(
+            world.ledger.transact(lambda c: cancel_series_in(world.ledger, c, made.id, None))
+        )
+        await until_someone_waits_for_a_lock(world.database)
+        # It has no booking yet: whoever has the driver can go on.
+        its = select(bookings.c.id).where(bookings.c.series_id == made.id)
+        free = await other.execute(its.with_for_update(key_share=True, nowait=True))
+        assert len(free.all()) == 1
+    assert [each.state for each in (await cancelled).bookings] == [BookingState.CANCELLED]
+
+
+@pytest.mark.parametrize("way", ["predicted", "completed"])
+async def test_a_trip_that_ends_early_gives_a_lead_that_fell_short_what_it_lacked(
+    world: World, way: str
+) -> None:
+    driver = await fitted(world)
+    now = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=20)
+
+    def after(start_min: float, end_min: float) -> TimeWindow:
+        return at(start_min, end_min).moved_to(now + timedelta(minutes=start_min))
+
+    trip = await world.book(after(0, 60), driver, dropoff=HOME)
+    between = await world.book(after(70, 90), driver, pickup=HOME, dropoff=AIRPORT)
+    last = await world.book(after(95, 100), driver, pickup=AIRPORT)
+    await world.ledger.change_state(between.id, BookingState.CANCELLED)
+    await world.ledger.change_state(trip.id, BookingState.IN_PROGRESS, at=now)
+    short = await read(world, last)
+    assert (short.window, short.lead_short_s) == (after(60, 100), 30 * 60)
+    if way == "predicted":
+        await report_end(world.ledger, trip.id, after(25, 30).start, Policy())
+    else:
+        ended = after(15, 20).start
+        await world.ledger.change_state(trip.id, BookingState.COMPLETED, at=ended)
+    refitted = await read(world, last)
+    assert (refitted.window, refitted.lead_short_s) == (after(30, 100), 0)
+    assert refitted.travel_source == Source.GREAT_CIRCLE
+    with pytest.raises(BookingConflict):
+        await world.book(after(45, 50), driver, pickup=HOME, dropoff=HOME)
+
+
 async def test_a_turnaround_that_is_laid_down_later_fits_what_is_booked(world: World) -> None:
     driver = await world.driver()
     await world.book(at(0, 30), driver, dropoff=HOME)
@@ -406,6 +465,30 @@ async def test_hours_that_change_wait_for_a_booking_that_is_under_way(world: Wor
         lambda c: terms.free_windows(c, driver, whole_day, timedelta(0)), read_only=True
     )
     assert free == []
+
+
+async def test_a_search_asks_for_the_ways_of_all_who_may_be_free_at_once(world: World) -> None:
+    rider, near, far = await world.rider(), [], []
+    for number in range(6):
+        driver = await fitted(world)
+        (far if number % 2 else near).append(driver)
+        # Each ends at another time, and so leaves at another.
+        place = AIRPORT if number % 2 else HOME
+        for window in (at(-30, number), at(90, 120)):
+            await world.book(window, driver, rider_id=rider, pickup=place, dropoff=place)
+    times = MinutesByLongitude()
+    wish = Wish(at(20, 40), pickup=HOME, dropoff=HOME)
+    found = await world.database.transact(
+        lambda c: terms.free_on_terms(times, c, wish, 10), read_only=True
+    )
+    assert found == near
+    assert times.calls == 1
+    # The control: one by one, it is asked for each.
+    for driver in far:
+        asked = BookingRequest(rider, wish.window, driver, pickup=HOME, dropoff=HOME)
+        with pytest.raises(NoTimeToTravel):
+            await world.database.transact(partial(terms.judge, times, request=asked))
+    assert times.calls == 1 + len(far)
 
 
 @pytest.mark.parametrize("seed", range(2))
