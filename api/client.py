@@ -21,9 +21,8 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from api.structs import (
-    Agenda,
-    Availability,
+from api.bodies.availability import Availability
+from api.bodies.bookings import (
     BookingIn,
     BookingOut,
     BookingPage,
@@ -31,30 +30,22 @@ from api.structs import (
     Cancellation,
     Check,
     Conflict,
-    DriverIn,
-    DriverOut,
-    DriverPage,
-    EventOut,
-    FieldError,
-    Gaps,
     Happened,
     NewDriver,
     NewEnd,
     NewTime,
     Offer,
     OverrunOut,
-    Page,
     PlaceBody,
-    RiderIn,
-    RiderOut,
-    RiderPage,
-    Schedule,
-    Status,
-    WaitingIn,
-    WaitingOut,
-    WaitingPage,
-    WindowOut,
 )
+from api.bodies.common import Page, WindowOut
+from api.bodies.drivers import Agenda, DriverIn, DriverOut, DriverPage, Gaps
+from api.bodies.events import EventOut
+from api.bodies.operations import Status
+from api.bodies.problems import FieldError
+from api.bodies.riders import RiderIn, RiderOut, RiderPage
+from api.bodies.schedule import Schedule
+from api.bodies.waiting_list import WaitingIn, WaitingOut, WaitingPage
 from booking.bookings import BookingState
 from booking.drivers import MAIN_FLEET
 from booking.errors import InvalidInput, TaxiError

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 import rich_click as click
 from rich.console import Console
 
+from api.bodies.bookings import BookingOut
 from api.cli.remote import (
     ID,
     INSTANT,
@@ -17,7 +18,6 @@ from api.cli.remote import (
     url_option,
 )
 from api.client import NoAnswer, TaxiClient
-from api.structs import BookingOut
 from booking.bookings import HOLD_S_MAX, LONGEST
 from booking.errors import InvalidInput
 from booking.time_window import utc

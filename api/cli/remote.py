@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from api.bodies.bookings import BookingOut
+from api.bodies.common import ID_MAX
 from api.client import (
     NoService,
     ProblemAnswer,
@@ -24,7 +26,6 @@ from api.client import (
     ProblemNotFound,
     TaxiClient,
 )
-from api.structs import ID_MAX, BookingOut
 from booking.drivers import check_zone
 from booking.errors import InvalidInput
 from booking.time_window import utc

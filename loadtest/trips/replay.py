@@ -26,6 +26,9 @@ from typing import NamedTuple
 import httpx
 import msgspec
 
+from api.bodies.bookings import BookingIn, BookingOut
+from api.bodies.drivers import DriverOut
+from api.bodies.riders import RiderOut
 from api.client import (
     Answer,
     NoAnswer,
@@ -35,7 +38,6 @@ from api.client import (
     problem_in,
     summary_of,
 )
-from api.structs import BookingIn, BookingOut, DriverOut, RiderOut
 from booking.errors import InvalidInput, TaxiError
 from booking.time_window import microseconds
 from loadtest.trips.files import Trip

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from litestar import Litestar
 
 from api import tokens as tokens_module
-from api.account_structs import AccountIn, CalendarLink, PasswordChange, SignIn, TokenOut
+from api.bodies.accounts import AccountIn, CalendarLink, PasswordChange, SignIn, TokenOut
 from api.cli.account import command as account_command
 from api.cli.demo import PASSWORD as DEMO_PASSWORD
 from api.cli.demo import seed

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from api import client as client_module
+from api.bodies.bookings import BookingOut
 from api.client import (
     NoAnswer,
     NoService,
@@ -25,7 +26,6 @@ from api.client import (
     ProblemNotFound,
     TaxiClient,
 )
-from api.structs import BookingOut
 from booking.bookings import BookingState
 from booking.errors import InvalidInput, NaiveInstant
 from booking.waiting import WaitingState
