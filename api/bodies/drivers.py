@@ -6,17 +6,7 @@ from typing import Annotated, Self
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from api.bodies.bookings import BookingOut
-from api.bodies.common import (
-    End,
-    FleetName,
-    Id,
-    Instant,
-    Name,
-    Page,
-    Weekday,
-    WindowOut,
-    ZoneName,
-)
+from api.bodies.common import End, FleetName, Id, Instant, Name, Page, Weekday, WindowOut, ZoneName
 from api.bodies.problems import Problem
 from api.patterns import CLOCK
 from booking.drivers import MAIN_FLEET, TURNAROUND_S_MAX, Driver

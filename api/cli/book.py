@@ -17,7 +17,8 @@ from api.cli.remote import (
     print_refusal,
     url_option,
 )
-from api.client import NoAnswer, TaxiClient
+from api.client import TaxiClient
+from api.client.errors import NoAnswer
 from booking.bookings import HOLD_S_MAX, LONGEST
 from booking.errors import InvalidInput
 from booking.time_window import utc

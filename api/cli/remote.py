@@ -16,7 +16,8 @@ from rich.text import Text
 
 from api.bodies.bookings import BookingOut
 from api.bodies.common import ID_MAX
-from api.client import (
+from api.client import TaxiClient
+from api.client.errors import (
     NoService,
     ProblemAnswer,
     ProblemChanged,
@@ -24,7 +25,6 @@ from api.client import (
     ProblemInvalid,
     ProblemNotAllowed,
     ProblemNotFound,
-    TaxiClient,
 )
 from booking.drivers import check_zone
 from booking.errors import InvalidInput

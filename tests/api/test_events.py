@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from api.bodies.events import EventOut
-from api.client import NoAnswer, ProblemInvalid, TaxiClient
+from api.client import TaxiClient
+from api.client.errors import NoAnswer, ProblemInvalid
 from api.feed import Feed
 from booking.allocation.ask_then_offer import AskThenOffer
 from booking.errors import TooManyStreams
