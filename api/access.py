@@ -19,16 +19,11 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import Scope
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from api.bodies.bookings import BookingProblem, Check, Conflict
+from api.bodies.common import ID_MAX
+from api.bodies.problems import Problem
+from api.bodies.series import SeriesOut, SeriesProblem
 from api.responses import problem_spec
-from api.structs import (
-    ID_MAX,
-    BookingProblem,
-    Check,
-    Conflict,
-    Problem,
-    SeriesOut,
-    SeriesProblem,
-)
 from booking.accounts import Principal, Role
 from booking.errors import (
     NotFound,

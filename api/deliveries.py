@@ -24,7 +24,7 @@ import msgspec
 from standardwebhooks import Webhook
 
 from api import metrics
-from api.structs import EventOut
+from api.bodies.events import EventOut
 from booking.errors import Unavailable
 from booking.postgres import outbox
 from booking.postgres.database import Database

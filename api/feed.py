@@ -15,7 +15,7 @@ import msgspec
 from litestar.response import ServerSentEventMessage
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api.structs import EventOut
+from api.bodies.events import EventOut
 from booking.errors import TooManyStreams, Unavailable
 from booking.events import EVERYTHING, BookingEvent, Cursor, EventFilter
 from booking.postgres.database import Database

@@ -25,9 +25,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.access import recheck, shown
+from api.bodies.problems import Problem
 from api.patterns import KEY
 from api.problems import MEDIA_TYPE, explain_plainly
-from api.structs import Problem
 from booking.accounts import HOURS_AHEAD_MAX, Principal, Role
 from booking.errors import KeyInUse, KeyReused, TaxiError, Unavailable
 from booking.postgres.accounts import within_hours

@@ -16,8 +16,8 @@ from litestar.types import Scope
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.multiprocess import mark_process_dead
 
+from api.bodies.problems import Problem
 from api.problems import slug_of
-from api.structs import Problem
 from api.tracing import Tracing
 from booking.errors import TaxiError, Unavailable
 from booking.overrun import Remedy

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar.params import QueryParameter
 
-from api.structs import ID_MAX, Page
+from api.bodies.common import ID_MAX, Page
 from booking.errors import InvalidInput
 from booking.time_window import utc
 

@@ -18,9 +18,9 @@ from litestar.exceptions import HTTPException, NotFoundException, ValidationExce
 from litestar.params import ParameterKwarg
 from litestar.types import Receive, Scope, Send
 
+from api.bodies.problems import FieldError, Problem
 from api.choices import with_choices
 from api.patterns import IN_WORDS
-from api.structs import FieldError, Problem
 from booking.errors import (
     InvalidInput,
     KeyInUse,

@@ -16,10 +16,10 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import QueryParameter
 
 from api.access import check_body
+from api.bodies.common import ID_MAX
 from api.choices import with_choices
 from api.patterns import PLACE, PRINTABLE
 from api.problems import MalformedBody, UnsupportedBody, in_plain_words
-from api.structs import ID_MAX
 from booking.errors import InvalidInput
 from booking.places import Place
 

@@ -7,8 +7,9 @@ from litestar.datastructures import ResponseHeader
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Operation, RequestBody
 
+from api.bodies.bookings import BookingProblem
+from api.bodies.problems import Problem
 from api.problems import MEDIA_TYPE
-from api.structs import BookingProblem, Problem
 
 _DESCRIPTIONS = {
     HTTPStatus.BAD_REQUEST: "The body is not JSON, or an instant carries no offset.",

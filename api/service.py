@@ -8,12 +8,13 @@ from msgspec import UNSET, structs
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import metrics
+from api.bodies.bookings import BookingProblem, Conflict, Offer
+from api.bodies.problems import Problem
 from api.feed import Feed
 from api.idempotency import Commands
 from api.problems import problem_of
 from api.settings import Settings
 from api.stopping import Stopping
-from api.structs import BookingProblem, Conflict, Offer, Problem
 from booking.bookings import Booking, BookingRequest
 from booking.calendars import Held
 from booking.errors import BookingConflict, NoDriverFree, TaxiError, Unavailable

@@ -26,8 +26,10 @@ from typing import Any
 import msgspec
 
 from booking.errors import TaxiError
-from loadtest.bench import allocators, dual_write, ledger, overrun, shedding
+from loadtest.bench import allocators, dual_write, ledger, shedding
 from loadtest.bench import tables as bench
+from loadtest.bench.overrun import plots as overrun_plots
+from loadtest.bench.overrun import tables as overrun
 from loadtest.comparison import bars, report, stall
 from loadtest.proof import tables as proof
 
@@ -62,7 +64,7 @@ RENDERERS: dict[str, Renderer] = {
 PLOTS: dict[str, Plotter] = {
     "detection": bench.detection_plot,
     "allocation": bench.allocation_plot,
-    "overrun": overrun.plot,
+    "overrun": overrun_plots.plot,
 }
 
 _PLACE = re.compile(

@@ -12,8 +12,9 @@ import httpx
 import msgspec
 import pytest
 
+from api.bodies.bookings import BookingOut
+from api.bodies.common import ID_MAX
 from api.cli.remote import print_bookings
-from api.structs import ID_MAX, BookingOut
 from tests.commands import run
 from tests.conftest import AUTHORIZATION, RunningService
 

@@ -33,8 +33,10 @@ from booking.overrun import (
 )
 from booking.predictions import EndPredictor, NothingLearnt, Quantiles, critical_fractile
 from booking.time_window import TimeWindow
-from loadtest.bench import overrun as experiment
-from loadtest.bench.overrun import ALIKE, LEARNT, Ride
+from loadtest.bench.overrun import experiment, tables
+from loadtest.bench.overrun.__main__ import main
+from loadtest.bench.overrun.experiment import Ride
+from loadtest.bench.overrun.results import ALIKE, COSTS, LEARNT, Plan, Result
 from loadtest.trips.distances import distances
 from tests.contracts.histories import CALM, SEARCH_ONLY
 from tests.world import MIDNIGHT
@@ -511,11 +513,11 @@ def test_too_few_of_a_kind_borrow_their_uncertainty_but_not_their_length() -> No
 
 # The experiment ------------------------------------------------------------------------
 
-TINY = experiment.Plan(trips=1_500, days=7, seeds=2, quantiles=(0.5, 0.7, 0.9))
+TINY = Plan(trips=1_500, days=7, seeds=2, quantiles=(0.5, 0.7, 0.9))
 
 
 @pytest.fixture(scope="module")
-def tiny() -> experiment.Result:
+def tiny() -> Result:
     return experiment.measure(TINY)
 
 
@@ -536,7 +538,7 @@ def test_rides_are_packed_on_as_few_drivers_as_run_at_once() -> None:
     assert experiment.pack(rides, [600.0] * 5) == [[0, 2, 4], [1], [3]]
 
 
-def test_a_higher_quantile_is_late_less_often_and_wastes_more(tiny: experiment.Result) -> None:
+def test_a_higher_quantile_is_late_less_often_and_wastes_more(tiny: Result) -> None:
     for predictor in (LEARNT, ALIKE):
         outcomes = tiny.of(predictor)
         assert [each.quantile for each in outcomes] == list(TINY.quantiles)
@@ -546,14 +548,14 @@ def test_a_higher_quantile_is_late_less_often_and_wastes_more(tiny: experiment.R
             assert sum(less.drivers) <= sum(more.drivers)
 
 
-def test_ends_are_kept_about_as_often_as_was_predicted(tiny: experiment.Result) -> None:
+def test_ends_are_kept_about_as_often_as_was_predicted(tiny: Result) -> None:
     for each in tiny.outcomes:
         share = statistics.mean(each.kept) / tiny.tried
         assert share == pytest.approx(each.quantile, abs=0.05)
 
 
-def test_to_know_the_way_saves_more_than_any_buffer(tiny: experiment.Result) -> None:
-    for prices in experiment.COSTS:
+def test_to_know_the_way_saves_more_than_any_buffer(tiny: Result) -> None:
+    for prices in COSTS:
         knowing, ignorant = (tiny.best(each, *prices) for each in (LEARNT, ALIKE))
         assert sum(knowing.lost_min(*prices)) < sum(ignorant.lost_min(*prices))
 
@@ -567,7 +569,7 @@ def test_where_nothing_can_be_known_classes_do_not_help() -> None:
         assert lost > 0.97
 
 
-def test_the_same_seeds_give_the_same_result(tiny: experiment.Result) -> None:
+def test_the_same_seeds_give_the_same_result(tiny: Result) -> None:
     assert experiment.measure(TINY) == tiny
 
 
@@ -583,14 +585,12 @@ def test_a_file_of_trips_is_tried_out_by_the_command(tmp_path: Path) -> None:
     too_long = "2019-03-04 01:00:00,2019-03-04 23:00:00,2\n"
     trips.write_text("".join([*FILE, too_long, "not a trip\n"]))
     command = [str(trips), "--zone", "America/New_York", "--out", str(tmp_path / "out")]
-    ran = CliRunner().invoke(experiment.main, command)
+    ran = CliRunner().invoke(main, command)
     assert ran.exit_code == 0, ran.output
-    written = msgspec.json.decode(
-        (tmp_path / "out" / "overrun.json").read_bytes(), type=experiment.Result
-    )
+    written = msgspec.json.decode((tmp_path / "out" / "overrun.json").read_bytes(), type=Result)
     assert (written.source, written.learnt_from, written.tried) == ("trips.csv", 60, 60)
     assert written.left_out == 2
-    assert "| 0.99 |" in experiment.markdown(msgspec.to_builtins(written))
+    assert "| 0.99 |" in tables.markdown(msgspec.to_builtins(written))
     assert "sha256" in (tmp_path / "out" / "overrun.svg").read_text()
 
 
@@ -620,6 +620,6 @@ def test_distances_are_found_by_line(tmp_path: Path) -> None:
 def test_wrong_options_are_refused_by_name(tmp_path: Path, words: list[str], said: str) -> None:
     trips = tmp_path / "trips.csv"
     trips.write_text("".join(FILE))
-    ran = CliRunner().invoke(experiment.main, [word.format(file=trips) for word in words])
+    ran = CliRunner().invoke(main, [word.format(file=trips) for word in words])
     assert ran.exit_code == 2
     assert said in ran.output

@@ -17,8 +17,8 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
-from api import client as client_module
-from api.client import NoService
+from api.client import transport
+from api.client.errors import NoService
 from booking.errors import InvalidInput
 from booking.postgres.database import parse_url
 from booking.postgres.embedded import EmbeddedPostgres
@@ -201,7 +201,7 @@ def test_many_clients_with_shuffled_and_named_trips_leave_no_double_booking(url:
 def test_verification_finds_what_is_there_and_misses_what_is_not(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "PAGE_ITEMS", 7)  # several pages of 20 bookings
+    monkeypatch.setattr(transport, "PAGE_ITEMS", 7)  # several pages of 20 bookings
     replay = replayed(plan_for(url, "verified"), made_trips(20))
     found = asyncio.run(replay.verify())
     assert (found.found, found.missing, found.unacknowledged, found.error) == (20, [], 0, None)

@@ -12,7 +12,7 @@ from datetime import timedelta
 import rich_click as click
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api.account_structs import PASSWORD_CHARS_MIN
+from api.bodies.accounts import PASSWORD_CHARS_MIN
 from api.cli.home import server_url, strategy_options, token_secret
 from api.cli.remote import ID
 from api.passwords import Passwords

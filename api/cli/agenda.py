@@ -7,9 +7,10 @@ import rich_click as click
 from rich.console import Console
 from rich.markup import escape
 
+from api.bodies.bookings import BookingOut
+from api.bodies.drivers import DriverOut
 from api.cli.remote import ID, ZONE, ask, json_option, print_bookings, print_json, url_option
 from api.client import TaxiClient
-from api.structs import BookingOut, DriverOut
 from booking.errors import InvalidInput
 from booking.time_window import utc
 

@@ -1,7 +1,6 @@
 """`taxi bench`: how fast the strategies are, and how well they choose, without a server."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, Protocol
@@ -14,10 +13,10 @@ from rich.text import Text
 
 from api.cli import names
 from api.cli.bench_postgres import AllocatorsBench, LedgerBench
-from booking.errors import InvalidInput
 from booking.policies import POLICIES
 from loadtest import bars, figures
 from loadtest.bench import allocation, detection, method, policies, tables
+from loadtest.outputs import writing
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
@@ -181,7 +180,7 @@ def command(
     if quick:
         console.print("quick: not to quote", style="dim")
     for option, directory in directories.items():
-        with _writing_to(directory, option):
+        with writing(directory, option):
             figures.record_all(results, directory)
     if record:
         figures.write()
@@ -196,21 +195,10 @@ def _check(
         if directories and name in figures.PLOTS:
             tables.need_plots()
     for option, directory in directories.items():
-        with _writing_to(directory, option):
+        with writing(directory, option):
             place = directory.absolute()
             there = next(each for each in (place, *place.parents) if each.exists())
             NamedTemporaryFile(dir=there).close()
-
-
-@contextmanager
-def _writing_to(directory: Path, option: str) -> Iterator[None]:
-    """What cannot be written there is wrong input. Raises `InvalidInput`."""
-    try:
-        yield
-    except OSError as error:
-        raise InvalidInput(
-            f"{directory} cannot be written to: {error.strerror or error}.", field=option
-        ) from None
 
 
 def _measure(name: str, each: Bench, extent: str, only: list[str]) -> Any:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 import rich_click as click
 from rich.console import Console
 
+from api.bodies.bookings import BookingOut
 from api.cli.remote import (
     ID,
     INSTANT,
@@ -17,8 +18,8 @@ from api.cli.remote import (
     print_refusal,
     url_option,
 )
-from api.client import NoAnswer, TaxiClient
-from api.structs import BookingOut
+from api.client import TaxiClient
+from api.client.errors import NoAnswer
 from booking.bookings import HOLD_S_MAX, LONGEST
 from booking.errors import InvalidInput
 from booking.time_window import utc

@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo
 import rich_click as click
 from rich.console import Console
 
+from api.bodies.bookings import BookingOut
 from api.cli.remote import (
     ID,
     INSTANT,
@@ -18,7 +19,6 @@ from api.cli.remote import (
     url_option,
 )
 from api.client import TaxiClient
-from api.structs import BookingOut
 from booking.bookings import BookingState
 
 _OPTIONS = {

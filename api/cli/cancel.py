@@ -4,6 +4,7 @@ from datetime import UTC
 
 import rich_click as click
 
+from api.bodies.bookings import BookingOut
 from api.cli.remote import (
     ID,
     REFUSED,
@@ -16,7 +17,6 @@ from api.cli.remote import (
     url_option,
 )
 from api.client import TaxiClient
-from api.structs import BookingOut
 
 _OPTIONS = {"booking_id": "BOOKING", "reason": "--reason", "If-Match": "--version"}
 

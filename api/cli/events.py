@@ -10,9 +10,9 @@ import rich_click as click
 from rich.console import Console
 from rich.text import Text
 
+from api.bodies.events import EventOut
 from api.cli.remote import ID, ZONE, ask, json_option, url_option
 from api.client import TaxiClient
-from api.structs import EventOut
 
 _OPTIONS = {
     "after": "--after",

@@ -23,6 +23,7 @@ from booking.postgres.schema import plainly_told, prepare, url_for
 from booking.strategies import Act, strategies
 from loadtest import figures, machine
 from loadtest.bench import databases
+from loadtest.outputs import writing
 from loadtest.proof import exhaustion, tables
 from loadtest.proof.exhaustion import LEVELS, Bench, Cell, Played, Proof, Subject
 from loadtest.proof.scenarios import SCENARIOS, Scenario
@@ -103,7 +104,9 @@ def _matrix(
     subjects: Sequence[Subject], levels: list[Isolation], sessions: int, json_file: Path | None
 ) -> int:
     if json_file is not None:
-        with _writing(json_file):  # or all is run, and then there is no place for it
+        if json_file.exists() and not json_file.is_file():
+            raise InvalidInput(f"{json_file} is no ordinary file.", field="--json")
+        with writing(json_file, "--json"):  # or all is run, and then there is no place for it
             NamedTemporaryFile(dir=json_file.parent).close()
     with server_url() as url:
         with plainly_told(url):
@@ -113,22 +116,9 @@ def _matrix(
     _print(cells, levels)
     if json_file is not None:
         result = msgspec.json.encode(Proof(about, server, sessions, cells))
-        with _writing(json_file), figures.replacing(json_file) as new:
+        with writing(json_file, "--json"), figures.replacing(json_file) as new:
             new.write_bytes(msgspec.json.format(result, indent=1) + b"\n")
     return 0 if all(cell.keeps_its_claim for cell in cells) else 1
-
-
-@contextmanager
-def _writing(file: Path) -> Iterator[None]:
-    """Raise `InvalidInput` for a file that cannot be written."""
-    if file.exists() and not file.is_file():
-        raise InvalidInput(f"{file} is no ordinary file.", field="--json")
-    try:
-        yield
-    except OSError as error:
-        raise InvalidInput(
-            f"{file} cannot be written: {error.strerror or error}.", field="--json"
-        ) from None
 
 
 def _print(cells: Sequence[Cell], levels: list[Isolation]) -> None:

@@ -14,7 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from api.client import (
+from api.bodies.bookings import BookingOut
+from api.bodies.common import ID_MAX
+from api.client import TaxiClient
+from api.client.errors import (
     NoService,
     ProblemAnswer,
     ProblemChanged,
@@ -22,9 +25,7 @@ from api.client import (
     ProblemInvalid,
     ProblemNotAllowed,
     ProblemNotFound,
-    TaxiClient,
 )
-from api.structs import ID_MAX, BookingOut
 from booking.drivers import check_zone
 from booking.errors import InvalidInput
 from booking.time_window import utc

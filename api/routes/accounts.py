@@ -12,7 +12,7 @@ from litestar.params import JSONBody, PathParameter, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import ical
-from api.account_structs import (
+from api.bodies.accounts import (
     AccountIn,
     AccountOut,
     AccountPage,
@@ -21,6 +21,7 @@ from api.account_structs import (
     SignIn,
     TokenOut,
 )
+from api.bodies.common import ID_MAX
 from api.idempotency import Command, KeyHeader
 from api.pages import CursorQuery, page_of, read_id_cursor
 from api.passwords import Passwords
@@ -29,7 +30,6 @@ from api.responses import LOCATION, body_problems, problems
 from api.routes.drivers import DriverPath, driver_feed
 from api.routes.riders import RiderPath, rider_feed
 from api.service import Service
-from api.structs import ID_MAX
 from api.tokens import Tokens
 from booking.accounts import Account, Principal, Role
 from booking.errors import InvalidInput, NotAllowed, NotSignedIn, WrongCredentials

@@ -6,6 +6,8 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.params import QueryParameter
 
+from api.bodies.availability import Availability
+from api.bodies.common import window_of
 from api.requests import (
     EndQuery,
     FleetQuery,
@@ -16,7 +18,6 @@ from api.requests import (
 )
 from api.responses import problems
 from api.service import Service
-from api.structs import Availability, window_of
 from booking.drivers import MAIN_FLEET
 
 

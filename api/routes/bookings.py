@@ -20,6 +20,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import metrics
 from api.access import narrowed, shown
+from api.bodies.bookings import (
+    BookingIn,
+    BookingOut,
+    BookingPage,
+    Cancellation,
+    Check,
+    Conflict,
+    Happened,
+    NewDriver,
+    NewEnd,
+    NewTime,
+    OverrunOut,
+)
+from api.bodies.common import ID_MAX, window_of
 from api.idempotency import Command, KeyHeader
 from api.pages import CursorQuery, page_of, read_start_cursor
 from api.patterns import ENTITY_TAG
@@ -42,21 +56,6 @@ from api.responses import (
     problems,
 )
 from api.service import Service
-from api.structs import (
-    ID_MAX,
-    BookingIn,
-    BookingOut,
-    BookingPage,
-    Cancellation,
-    Check,
-    Conflict,
-    Happened,
-    NewDriver,
-    NewEnd,
-    NewTime,
-    OverrunOut,
-    window_of,
-)
 from booking.bookings import Booking, BookingState
 from booking.errors import BookingConflict
 from booking.postgres import reads

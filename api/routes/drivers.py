@@ -13,6 +13,21 @@ from msgspec.structs import asdict
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import ical
+from api.bodies.bookings import BookingOut
+from api.bodies.common import ID_MAX, WindowOut, window_of
+from api.bodies.drivers import (
+    Agenda,
+    DriverChange,
+    DriverIn,
+    DriverOut,
+    DriverPage,
+    Gaps,
+    ShiftsBody,
+    ShiftsOut,
+    StrandedOut,
+    StrandProblem,
+)
+from api.bodies.problems import Problem
 from api.idempotency import Command, KeyHeader
 from api.pages import CursorQuery, page_of, read_id_cursor
 from api.problems import problem_of
@@ -26,23 +41,6 @@ from api.requests import (
 )
 from api.responses import LOCATION, body_problems, problem_spec, problems
 from api.service import Service
-from api.structs import (
-    ID_MAX,
-    Agenda,
-    BookingOut,
-    DriverChange,
-    DriverIn,
-    DriverOut,
-    DriverPage,
-    Gaps,
-    Problem,
-    ShiftsBody,
-    ShiftsOut,
-    StrandedOut,
-    StrandProblem,
-    WindowOut,
-    window_of,
-)
 from booking.bookings import Booking
 from booking.drivers import Driver
 from booking.errors import InvalidInput, ShiftsStrand, TaxiError

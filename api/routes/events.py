@@ -10,10 +10,11 @@ from litestar.params import HeaderParameter, PathParameter, QueryParameter
 from litestar.response import ServerSentEvent
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from api.bodies.common import ID_MAX
+from api.bodies.events import EventOut, EventsPage, Trail, TrailEntry
 from api.requests import LimitQuery, OptionalIdQuery, StrictRequest
 from api.responses import problems
 from api.service import Service
-from api.structs import ID_MAX, EventOut, EventsPage, Trail, TrailEntry
 from api.tokens import Tokens
 from booking.events import BEGINNING, EventFilter
 from booking.postgres import reads

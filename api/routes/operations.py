@@ -7,10 +7,11 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.plugins.prometheus import PrometheusController
 
+from api.bodies.operations import Readiness, Status
+from api.bodies.problems import ProblemType, ProblemTypes
 from api.problems import problem_of, status_of
 from api.responses import problems
 from api.service import Service
-from api.structs import ProblemType, ProblemTypes, Readiness, Status
 from booking.errors import ServiceStopping, TaxiError, UnknownProblem
 from booking.postgres import reads
 

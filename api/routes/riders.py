@@ -10,12 +10,13 @@ from litestar.params import JSONBody, PathParameter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import ical
+from api.bodies.common import ID_MAX
+from api.bodies.riders import RiderIn, RiderOut, RiderPage
 from api.idempotency import Command, KeyHeader
 from api.pages import CursorQuery, page_of, read_id_cursor
 from api.requests import LimitQuery, StrictRequest
 from api.responses import LOCATION, body_problems, problems
 from api.service import Service
-from api.structs import ID_MAX, RiderIn, RiderOut, RiderPage
 from booking.bookings import Booking
 from booking.postgres import reads
 from booking.postgres.ledger import add_rider

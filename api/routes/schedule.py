@@ -5,10 +5,13 @@ from datetime import UTC, datetime, timedelta
 from litestar import Controller, get
 from litestar.di import NamedDependency
 
+from api.bodies.bookings import BookingOut
+from api.bodies.common import window_of
+from api.bodies.drivers import DriverOut
+from api.bodies.schedule import Schedule, ScheduleRow
 from api.requests import EndQuery, FleetQuery, StartQuery, parse_instant
 from api.responses import problems
 from api.service import Service
-from api.structs import BookingOut, DriverOut, Schedule, ScheduleRow, window_of
 from booking.drivers import MAIN_FLEET
 from booking.errors import InvalidInput
 from booking.postgres import reads

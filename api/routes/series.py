@@ -11,21 +11,15 @@ from litestar.openapi.spec import Example
 from litestar.params import BodyKwarg, JSONBody, PathParameter
 from msgspec import structs
 
+from api.bodies.bookings import Cancellation
+from api.bodies.common import ID_MAX
+from api.bodies.problems import Problem
+from api.bodies.series import OccurrenceOut, SeriesDetail, SeriesIn, SeriesOut, SeriesProblem
 from api.idempotency import Command, KeyHeader
 from api.problems import problem_of
 from api.requests import StrictRequest
 from api.responses import LOCATION, BodyMayBeLeftOut, body_problems, problem_spec, problems
 from api.service import Service
-from api.structs import (
-    ID_MAX,
-    Cancellation,
-    OccurrenceOut,
-    Problem,
-    SeriesDetail,
-    SeriesIn,
-    SeriesOut,
-    SeriesProblem,
-)
 from booking.errors import TaxiError
 from booking.postgres.series import (
     Series,

@@ -10,12 +10,13 @@ from litestar.openapi.spec import Example
 from litestar.params import BodyKwarg, PathParameter, QueryParameter
 
 from api.access import narrowed
+from api.bodies.common import ID_MAX
+from api.bodies.waiting_list import WaitingIn, WaitingOut, WaitingPage
 from api.idempotency import Command, KeyHeader
 from api.pages import CursorQuery, page_of, read_id_cursor
 from api.requests import LimitQuery, OptionalFleetQuery, OptionalIdQuery, StrictRequest
 from api.responses import LOCATION, body_problems, problems
 from api.service import Service
-from api.structs import ID_MAX, WaitingIn, WaitingOut, WaitingPage
 from booking.postgres.waiting import EntryFilter, list_entries, read_entry
 from booking.waiting import WaitingState
 

@@ -7,13 +7,8 @@ from litestar import Controller, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
-from api.idempotency import Command, KeyHeader
-from api.pages import CursorQuery, page_of, read_id_cursor
-from api.requests import LimitQuery, StrictRequest
-from api.responses import LOCATION, body_problems, problems
-from api.service import Service
-from api.structs import (
-    ID_MAX,
+from api.bodies.common import ID_MAX
+from api.bodies.webhooks import (
     DeliveryOut,
     DeliveryPage,
     NewWebhookOut,
@@ -22,6 +17,11 @@ from api.structs import (
     WebhookOut,
     Webhooks,
 )
+from api.idempotency import Command, KeyHeader
+from api.pages import CursorQuery, page_of, read_id_cursor
+from api.requests import LimitQuery, StrictRequest
+from api.responses import LOCATION, body_problems, problems
+from api.service import Service
 from booking.postgres import outbox
 from booking.postgres.events import parse_cursor
 from booking.postgres.outbox import DeliveryState

@@ -12,12 +12,12 @@ from litestar import Response, post
 from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
+from api.bodies.bookings import BookingOut
 from api.idempotency import KeyHeader
 from api.requests import StrictRequest
 from api.routes.bookings import BookingBody
 from api.service import Service
 from api.settings import read_settings
-from api.structs import BookingOut
 from booking.bookings import Booking, BookingState
 from loadtest.comparison.stand_in import STANDS_IN_FOR, as_booked, stand_in
 

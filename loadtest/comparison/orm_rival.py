@@ -24,9 +24,9 @@ from sqlalchemy.dialects.postgresql import TSTZRANGE, Range
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from api.bodies.bookings import BookingOut
 from api.routes.bookings import BookingBody
 from api.settings import read_settings
-from api.structs import BookingOut
 from booking.bookings import ACTIVE_STATES, Booking, BookingState
 from booking.errors import BookingConflict, UnknownDriver, UnknownRider
 from booking.postgres.database import parse_url

@@ -17,9 +17,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from api.app import create_app
+from api.bodies.bookings import BookingOut
 from api.idempotency import Answer
 from api.settings import Settings
-from api.structs import BookingOut
 from booking.bookings import Booking
 
 _BACKLOG = 2_048

@@ -36,6 +36,7 @@ import pyarrow.parquet as pq
 
 from booking.bookings import LONGEST
 from booking.errors import InvalidInput
+from loadtest.outputs import writing
 from loadtest.trips.files import BATCH_TRIPS, PLACE_COLUMNS, TIME_COLUMNS
 
 _SATURDAY = 5
@@ -153,15 +154,11 @@ def write(trips: Iterable[MadeTrip], path: Path) -> int:
 
     Raises `InvalidInput`, naming the option, if the file cannot be written.
     """
-    try:
+    with writing(path, "--output"):
         if path.suffix.lower() == ".parquet":
             return _write_parquet(trips, path)
         with path.open("w", encoding="utf-8", newline="") as file:
             return write_csv(trips, file)
-    except OSError as error:
-        raise InvalidInput(
-            f"{path} cannot be written: {error.strerror or error}.", field="--output"
-        ) from None
 
 
 def write_csv(trips: Iterable[MadeTrip], file: TextIO) -> int:

@@ -26,16 +26,12 @@ from typing import NamedTuple
 import httpx
 import msgspec
 
-from api.client import (
-    Answer,
-    NoAnswer,
-    NoService,
-    ProblemAnswer,
-    TaxiClient,
-    problem_in,
-    summary_of,
-)
-from api.structs import BookingIn, BookingOut, DriverOut, RiderOut
+from api.bodies.bookings import BookingIn, BookingOut
+from api.bodies.drivers import DriverOut
+from api.bodies.riders import RiderOut
+from api.client import TaxiClient
+from api.client.answers import Answer, problem_in, summary_of
+from api.client.errors import NoAnswer, NoService, ProblemAnswer
 from booking.errors import InvalidInput, TaxiError
 from booking.time_window import microseconds
 from loadtest.trips.files import Trip

@@ -30,7 +30,7 @@ from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import tokens as tokens_module
-from api.account_structs import AccountIn, CalendarLink, PasswordChange, SignIn, TokenOut
+from api.bodies.accounts import AccountIn, CalendarLink, PasswordChange, SignIn, TokenOut
 from api.cli.account import command as account_command
 from api.cli.demo import PASSWORD as DEMO_PASSWORD
 from api.cli.demo import seed

@@ -13,8 +13,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from api import client as client_module
-from api.client import (
+from api.bodies.bookings import BookingOut
+from api.client import TaxiClient, transport
+from api.client.errors import (
     NoAnswer,
     NoService,
     ProblemAnswer,
@@ -23,9 +24,7 @@ from api.client import (
     ProblemInvalid,
     ProblemNotAllowed,
     ProblemNotFound,
-    TaxiClient,
 )
-from api.structs import BookingOut
 from booking.bookings import BookingState
 from booking.errors import InvalidInput, NaiveInstant
 from booking.waiting import WaitingState
@@ -162,7 +161,7 @@ async def test_every_page_of_a_list_is_followed(
     drivers = [await taxi.add_driver(f"Driver {number}", fleet=fleet) for number in range(7)]
     rider = await taxi.add_rider("Alan")
     booked = [await taxi.book(rider.id, NINE, NINE + TRIP, fleet=fleet) for _ in drivers]
-    monkeypatch.setattr(client_module, "PAGE_ITEMS", 3)
+    monkeypatch.setattr(transport, "PAGE_ITEMS", 3)
     async with between(service, ()) as (spoiler, client):
         assert await collected(client.drivers(fleet=fleet)) == drivers
         assert len(spoiler.keys) == 3

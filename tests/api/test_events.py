@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from api.client import NoAnswer, ProblemInvalid, TaxiClient
+from api.bodies.events import EventOut
+from api.client import TaxiClient
+from api.client.errors import NoAnswer, ProblemInvalid
 from api.feed import Feed
-from api.structs import EventOut
 from booking.allocation.ask_then_offer import AskThenOffer
 from booking.errors import TooManyStreams
 from booking.events import BEGINNING, EVERYTHING, EventFilter

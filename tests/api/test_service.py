@@ -5,11 +5,11 @@ from datetime import timedelta
 
 import pytest
 
+from api.bodies.bookings import BookingProblem, Conflict
 from api.feed import Feed
 from api.idempotency import Commands
 from api.service import Service
 from api.settings import as_environment, read_settings
-from api.structs import BookingProblem, Conflict
 from booking.allocation.ask_then_offer import AskThenOffer
 from booking.allocation.gap_index import GapIndex
 from booking.bookings import BookingRequest

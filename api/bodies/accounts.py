@@ -4,8 +4,8 @@ from typing import Annotated, Self
 
 from msgspec import Meta, Struct
 
+from api.bodies.common import ID_MAX, Id, Instant, Name, Page
 from api.patterns import EMAIL, IN_WORDS, PRINTABLE
-from api.structs import ID_MAX, Id, Instant, Name, Page
 from booking.accounts import Account, Role
 from booking.errors import InvalidInput
 
