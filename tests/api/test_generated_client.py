@@ -193,6 +193,7 @@ def _what_happened(call: Caller) -> None:
     hook = call("add_webhook", body=("WebhookIn", wish)).webhook.id
     call("list_webhooks")
     call("get_webhook", hook)
+    call("enable_webhook", hook)
     call("test_webhook", hook)
     call("replay_webhook", hook, body=("ReplayIn", {"event": events[0].id}))
     call("list_deliveries", hook)
