@@ -61,6 +61,6 @@ def test_no_request_that_the_document_allows_or_forbids_is_answered_in_an_undocu
         if not any(each["accepted"] for each in phases.values())
     )
     print(f"{cases:,} cases of {operations['tested']} operations")  # noqa: T201  # to be seen
-    print(f"Never answered with a success: {', '.join(never) or 'none'}")  # noqa: T201
+    print(f"Never answered with a success: {', '.join(never) or 'none'}")  # noqa: T201  # as well
     assert cases >= CASES_MIN
     assert operations["tested"] == operations["selected"] == operations["total"] - 1

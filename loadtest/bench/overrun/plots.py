@@ -20,7 +20,7 @@ def plot(recorded: dict[str, Any], path: Path, told: str) -> None:
     """
     try:
         import matplotlib as mpl  # noqa: PLC0415  # a second to load, and not in every environment
-        from matplotlib.figure import Figure  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415  # as above
     except ModuleNotFoundError:
         raise NoPlot from None
     result = msgspec.convert(recorded, Result)
